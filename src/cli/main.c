@@ -1,0 +1,6 @@
+#include "base/err.h"
+
+int main(void)
+{
+        return 2;
+}

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "base/guest-memory.h"
 
 #include <errno.h>

@@ -1,0 +1,218 @@
+/*
+ * Inside the software processor: its struct, memory access, faults and flags, for the files of this folder.
+ *
+ * Faults: x86_raise() does not return; it unwinds (longjmp) to the run loop, which delivers the exception with the state as it
+ * was before the instruction. So a handler changes no architectural state before its last access that may fault. The address
+ * of the faulting instruction is block base + cpu->insn->start; the run loop and every block exit keep cpu->insn current.
+ */
+#pragma once
+
+#include <setjmp.h>
+
+#include "cpu/x86/insn.h"
+#include "cpu/x86/x86.h"
+
+/*
+ * Soft TLB: direct-mapped, one table for each way of access rights. A tag is the linear page address with the low bits 0 when
+ * the access is allowed and plain (RAM, no code on a page that is written); any low bit set sends the access to the slow path.
+ * host address = linear + addend.
+ */
+enum tlb_mode { TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP, TLB_USER, TLB_MODES };
+#define TLB_BITS 10
+#define TLB_ENTRIES (1u << TLB_BITS)
+
+struct tlb_entry {
+        uint64_t read_tag;
+        uint64_t write_tag;
+        uint64_t exec_tag;
+        uintptr_t addend;
+        uint64_t gpa; /* page; valid with any tag */
+};
+
+/* Lazy status flags: the last result and what is needed to tell each flag from it; see flags.h. */
+struct lazy_flags {
+        uint32_t op;
+        uint64_t result, src1, src2;
+};
+
+struct x86_cpu {
+        struct x86_state s; /* s.rflags' status bits are stale while lazy.op says so; s.rip only valid outside blocks */
+        struct lazy_flags lazy;
+
+        const struct insn *insn;    /* running now */
+        struct x86_block *block;    /* running now, NULL outside */
+        uint8_t cpl;                /* always right */
+        uint8_t tlb_mode;           /* for data accesses at this CPL, CR4.SMAP and EFLAGS.AC */
+        bool mode64;                /* EFER.LMA and CS.L */
+        bool code32, stack32;       /* CS.D, SS.B */
+        uint32_t mode_key;          /* all that decoding and binding depend on; blocks are found by (gpa, mode_key) */
+
+        _Atomic uint32_t requests;  /* enum x86_request */
+        _Atomic uint8_t sipi_vector;
+        _Atomic uint64_t instructions;
+
+        struct tlb_entry tlb[TLB_MODES][TLB_ENTRIES];
+
+        jmp_buf unwind;
+        unsigned index;
+        struct x86_complex *complex;
+        struct guest_memory *mem;
+        const struct x86_model *model;
+        const struct x86_platform *platform;
+        void *ctx;
+
+        struct block_cache *blocks; /* block.c */
+        struct paravirt *paravirt;  /* paravirt.c */
+        _Atomic uint32_t wake;      /* futex of x86_cpu_wait() */
+};
+
+/* ---- faults (interrupt.c) ---- */
+
+/* error_code is ignored for vectors that push none. */
+_Noreturn void x86_raise(struct x86_cpu *cpu, enum x86_exception vector, uint32_t error_code);
+_Noreturn void x86_raise_page_fault(struct x86_cpu *cpu, uint64_t linear, uint32_t error_code);
+#define x86_gp0(cpu) x86_raise(cpu, X86_GP, 0)
+#define x86_ud(cpu) x86_raise(cpu, X86_UD, 0)
+
+/*
+ * Delivers an exception or interrupt through the IDT (or IVT): contributory faults become #DF (SDM vol. 3A table 6-5).
+ * -1 when that ends in a triple fault. software: INT n, INT3, INTO (DPL is checked, rip is that of the next instruction).
+ */
+int x86_deliver(struct x86_cpu *cpu, unsigned vector, bool software, bool has_error, uint32_t error_code);
+
+/* ---- memory (mmu.c); linear addresses ---- */
+
+uint64_t mmu_read_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
+void mmu_write_slow(struct x86_cpu *cpu, uint64_t linear, uint64_t value, unsigned size_bytes);
+
+static inline struct tlb_entry *tlb_at(struct x86_cpu *cpu, uint64_t linear)
+{
+        return &cpu->tlb[cpu->tlb_mode][(linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+}
+
+/* The page of an access that stays in it equals the tag; one that leaves it, or is not plain, does not. */
+static inline uint64_t tlb_tag_of(uint64_t linear, unsigned size_bytes)
+{
+        return (linear & ~(GUEST_PAGE_SIZE - 1)) | (((linear & (GUEST_PAGE_SIZE - 1)) + size_bytes - 1) >> GUEST_PAGE_SHIFT);
+}
+
+#define MMU_ACCESS(bits)                                                                              \
+        static inline uint##bits##_t mmu_read##bits(struct x86_cpu *cpu, uint64_t linear)             \
+        {                                                                                             \
+                const struct tlb_entry *e = tlb_at(cpu, linear);                                      \
+                                                                                                      \
+                if (likely(e->read_tag == tlb_tag_of(linear, bits / 8)))                              \
+                        return __atomic_load_n((const uint##bits##_t *)(linear + e->addend), __ATOMIC_RELAXED); \
+                return (uint##bits##_t)mmu_read_slow(cpu, linear, bits / 8);                          \
+        }                                                                                             \
+        static inline void mmu_write##bits(struct x86_cpu *cpu, uint64_t linear, uint##bits##_t value) \
+        {                                                                                             \
+                const struct tlb_entry *e = tlb_at(cpu, linear);                                      \
+                                                                                                      \
+                if (likely(e->write_tag == tlb_tag_of(linear, bits / 8)))                             \
+                        __atomic_store_n((uint##bits##_t *)(linear + e->addend), value, __ATOMIC_RELAXED); \
+                else                                                                                  \
+                        mmu_write_slow(cpu, linear, value, bits / 8);                                 \
+        }
+
+MMU_ACCESS(8)
+MMU_ACCESS(16)
+MMU_ACCESS(32)
+MMU_ACCESS(64)
+
+/* Any length up to a page; faults before anything is changed. */
+void mmu_read_bytes(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes);
+void mmu_write_bytes(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes);
+/* Faults as a write of size_bytes would, without writing: for instructions with two stores. */
+void mmu_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
+
+/*
+ * For read-modify-write: a host pointer that may be written, translated for writing (so a read-only page faults as a write),
+ * or NULL when the access crosses a page or is not RAM. A write to a page that holds code is announced before it returns.
+ */
+void *mmu_rmw(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
+
+/* As supervisor whatever the CPL: descriptor tables, TSS. */
+void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes);
+void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes);
+
+/* A run of up to max_bytes at linear that lies in one page of plain RAM: *run_bytes says how many; NULL when it does not. */
+void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes);
+
+/* For fetching code: guest physical address and host pointer of linear; raises #PF. host NULL when it is not RAM. */
+uint64_t mmu_fetch(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host);
+
+void mmu_flush(struct x86_cpu *cpu, bool global_too);
+void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
+
+/* ---- stop the world (complex.c) ---- */
+
+/* Between them no other processor of the machine executes guest instructions: split locks, a page that becomes code. */
+void complex_exclusive_begin(struct x86_cpu *cpu);
+void complex_exclusive_end(struct x86_cpu *cpu);
+
+/* ---- segments (segment.c) ---- */
+
+/* Recomputes cpl, tlb_mode, mode64, code32, stack32, mode_key from the state: after loading CS, SS, CR0, CR3, CR4, EFER, EFLAGS.AC/VM. */
+void x86_mode_changed(struct x86_cpu *cpu);
+
+/* Loads a data or stack segment register with all checks (MOV Sreg, POP Sreg, LDS …). */
+void x86_load_segment(struct x86_cpu *cpu, enum x86_seg_name seg, uint16_t selector);
+
+/* The slow part of insn_linear(): limits, rights, canonical form; raises #GP or #SS. */
+uint64_t segment_check(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size_bytes, bool write);
+
+static inline uint64_t insn_offset(const struct x86_cpu *cpu, const struct insn *i)
+{
+        const char *file = (const char *)cpu->s.gpr;
+        uint64_t offset = *(const uint64_t *)(file + i->base) + (*(const uint64_t *)(file + i->index) << i->shift) + (uint64_t)i->disp;
+
+        if (i->asize == 4)
+                return (uint32_t)offset;
+        if (unlikely(i->asize == 2))
+                return (uint16_t)offset;
+        return offset;
+}
+
+/* The linear address of offset in seg for an access of size_bytes, checked. */
+static inline uint64_t x86_linear(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size_bytes, bool write)
+{
+        if (likely(cpu->mode64)) {
+                uint64_t linear = offset;
+
+                if (seg >= X86_FS)
+                        linear += cpu->s.seg[seg].base;
+                /* Both ends canonical, 48 bits: the sum is at most 0xffff when bits 47-63 agree. */
+                if (likely((((linear >> 47) + 1) & 0x1ffff) <= 1 && (((linear + size_bytes - 1) >> 47) == (linear >> 47))))
+                        return linear;
+        }
+        return segment_check(cpu, seg, offset, size_bytes, write);
+}
+
+/* The linear address of the instruction's memory operand. */
+static inline uint64_t insn_linear(struct x86_cpu *cpu, const struct insn *i, unsigned size_bytes, bool write)
+{
+        return x86_linear(cpu, i->seg, insn_offset(cpu, i), size_bytes, write);
+}
+
+/* ---- registers ---- */
+
+static inline void *gpr_at(struct x86_cpu *cpu, uint8_t byte_offset)
+{
+        return (char *)cpu->s.gpr + byte_offset;
+}
+
+/* The block's linear base + offset, cut to the width of IP in this mode. */
+static inline uint64_t insn_rip(const struct x86_cpu *cpu, uint64_t offset)
+{
+        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + offset;
+
+        return cpu->mode64 ? rip : (uint32_t)rip;
+}
+
+/* EFLAGS with the lazy part worked out (flags.c), and the other way: sets all of them. */
+uint64_t x86_flags(struct x86_cpu *cpu);
+void x86_set_flags(struct x86_cpu *cpu, uint64_t rflags);
+
+/* A CPUID feature that binding depends on; see cpuid.h for the names. */
+bool x86_has(const struct x86_cpu *cpu, unsigned feature);

@@ -1,0 +1,118 @@
+/*
+ * virtio 1.2 over PCI: queues (split and packed, indirect, event index) and the transport; device types sit on top.
+ *
+ * The driver (guest) is hostile: descriptors are copied once, then checked, then used. A chain is at most as long as its queue,
+ * indirect tables do not nest, every buffer lies in guest memory. A driver that breaks the rules gets DEVICE_NEEDS_RESET
+ * (§2.1.2) and its device stops; nothing else happens.
+ *
+ * Threads: configuration accesses come on vCPU threads with dev->lock held. Notifications arrive on the loop's thread (through
+ * eventfds that the accelerator signals): ops->notify runs there, with dev->lock held.
+ */
+#pragma once
+
+#include <sys/uio.h>
+
+#include "device/pci.h"
+
+#define VIRTIO_QUEUES_MAX 32
+#define VIRTIO_QUEUE_SIZE_MAX 1024
+#define VIRTIO_CHAIN_MAX 1024
+
+enum virtio_id {
+        VIRTIO_NET = 1, VIRTIO_BLOCK = 2, VIRTIO_CONSOLE = 3, VIRTIO_RNG = 4, VIRTIO_BALLOON = 5, VIRTIO_VSOCK = 19, VIRTIO_FS = 26,
+};
+
+#define VIRTIO_F_RING_INDIRECT_DESC 28
+#define VIRTIO_F_RING_EVENT_IDX 29
+#define VIRTIO_F_VERSION_1 32
+#define VIRTIO_F_ACCESS_PLATFORM 33
+#define VIRTIO_F_RING_PACKED 34
+#define VIRTIO_F_RING_RESET 40
+
+struct virtio;
+
+struct virtio_ops {
+        enum virtio_id id;
+        uint32_t class_code; /* PCI class */
+        /* Features offered beside the transport's own (which are INDIRECT, EVENT_IDX, VERSION_1, PACKED). */
+        uint64_t (*features)(struct virtio *v);
+        /* The driver set FEATURES_OK with this subset; false refuses it. May be NULL. */
+        bool (*features_ok)(struct virtio *v, uint64_t features);
+        /* Device configuration (virtio 1.2 §2.5); offset + size is within config_bytes. write may be NULL. */
+        uint32_t config_bytes;
+        void (*config_read)(struct virtio *v, uint32_t offset, void *to, unsigned size_bytes);
+        void (*config_write)(struct virtio *v, uint32_t offset, const void *from, unsigned size_bytes);
+        /* DRIVER_OK was set: work may start. May be NULL. */
+        void (*start)(struct virtio *v);
+        /* There may be new buffers in queue. */
+        void (*notify)(struct virtio *v, unsigned queue);
+        /* Status 0 was written, or the machine is reset: forget the driver. In-flight work must be over when it returns. */
+        void (*reset)(struct virtio *v);
+        void (*quiesce)(struct virtio *v); /* finish or park in-flight requests; may be NULL */
+        void (*resume)(struct virtio *v);
+        uint16_t version;
+        void (*save)(struct virtio *v, struct writer *out);
+        int (*load)(struct virtio *v, uint16_t version, struct cursor *in, struct err *err);
+        void (*free)(struct virtio *v);
+};
+
+/* One buffer chain from the driver, checked and translated: out (device reads) then in (device writes). */
+struct virtio_chain {
+        uint16_t head;       /* what virtqueue_push() needs */
+        uint16_t descriptors; /* ring slots it used (packed) */
+        uint16_t out_count, in_count;
+        uint32_t out_bytes, in_bytes;
+        struct iovec *out, *in; /* into guest memory; valid until the next virtqueue_pop() with the same storage */
+};
+
+/* Storage for one chain's iovecs; a device that keeps chains in flight has one for each. */
+struct virtio_iov {
+        struct iovec iov[VIRTIO_CHAIN_MAX];
+};
+
+struct virtqueue;
+
+struct virtio {
+        struct pci_device pci;
+        const struct virtio_ops *ops;
+        struct device_host *host;
+        struct virtqueue *queue[VIRTIO_QUEUES_MAX];
+        unsigned queues;
+        uint64_t features; /* negotiated */
+        uint8_t status;
+        bool broken;       /* DEVICE_NEEDS_RESET */
+        struct virtio_transport *transport; /* virtio-pci.c */
+};
+
+/* queue_sizes[i] is the largest size of queue i, a power of two up to VIRTIO_QUEUE_SIZE_MAX. */
+int virtio_init(struct virtio *v, struct device_host *host, struct pci_bus *bus, const struct virtio_ops *ops, const char *id,
+                const uint16_t *queue_sizes, unsigned queues, struct err *err) _must_check_;
+void virtio_done(struct virtio *v);
+
+static inline bool virtio_has(const struct virtio *v, unsigned feature)
+{
+        return v->features >> feature & 1;
+}
+
+/* The next chain: 1, 0 when there is none, -EBADMSG when the driver broke the rules (the device is then broken). */
+int virtqueue_pop(struct virtio *v, unsigned queue, struct virtio_iov *storage, struct virtio_chain *chain) _must_check_;
+/* Puts back what virtqueue_pop() gave, newest first: as if it had not been popped. */
+void virtqueue_unpop(struct virtio *v, unsigned queue, const struct virtio_chain *chain);
+/* Gives a chain back with written bytes in its in part; in any order. Raises code generations of the pages written. */
+void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain *chain, uint32_t written);
+/* Interrupts the driver when it wants that (event index, flags); after one or more pushes. */
+void virtqueue_interrupt(struct virtio *v, unsigned queue);
+/* Whether buffers are there, without taking one; and asks not to be notified until enabled again. */
+bool virtqueue_empty(struct virtio *v, unsigned queue);
+void virtqueue_notifications(struct virtio *v, unsigned queue, bool enable);
+bool virtqueue_ready(const struct virtio *v, unsigned queue);
+
+void virtio_config_changed(struct virtio *v);
+/* The driver broke the rules: DEVICE_NEEDS_RESET, a rate-limited log line. */
+void virtio_break(struct virtio *v, const char *why, ...) _printf_(2, 3);
+
+/* Copies between a chain and a buffer at an offset; the number of bytes copied (short at the end). */
+size_t iov_to_buf(const struct iovec *iov, unsigned count, size_t offset, void *to, size_t size_bytes);
+size_t buf_to_iov(const struct iovec *iov, unsigned count, size_t offset, const void *from, size_t size_bytes);
+/* The part of an iovec from offset on, at most size_bytes, into out (of count entries): entries used. */
+unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_t size_bytes, struct iovec *out);

@@ -1,0 +1,68 @@
+/*
+ * Accelerators: what executes guest instructions. Drivers: accel-software.c (src/cpu) and accel-kvm.c.
+ *
+ * The machine owns the threads: one a vCPU, on which vcpu->run is called until the machine stops. Everything else is called
+ * from the main thread unless it says any thread.
+ */
+#pragma once
+
+#include "cpu/x86/state.h"
+#include "device/device.h"
+
+struct accel;
+struct accel_vcpu;
+struct cpu_model; /* --cpu */
+
+enum vcpu_exit {
+        VCPU_EXIT_REQUESTED, /* kicked; look at the machine's state and run again */
+        VCPU_EXIT_SHUTDOWN,  /* triple fault */
+        VCPU_EXIT_FAILED,    /* the accelerator cannot go on; err says why */
+};
+
+struct accel_ops {
+        const char *name; /* "kvm", "software" */
+        const char *text; /* one line for help and doctor */
+
+        /*
+         * Whether this host can: 0, or a -errno with why. kvm opens the device, runs a tiny guest and times it;
+         * million_instructions_s is the measured speed (0 when not measured).
+         */
+        int (*probe)(double *million_instructions_s, struct err *err);
+        /*
+         * Makes the processors' side of a machine with count vCPUs: local APICs, routing, clock. host->msi, ->doorbell are set by
+         * it. Guest memory has all its regions; a KVM slot is made for each.
+         */
+        int (*new)(struct device_host *host, unsigned count, const char *cpu_model, struct accel **accel, struct err *err);
+        void (*free)(struct accel *accel);
+
+        /* The 8259's INTR wire and how to acknowledge it; I/O APIC's end-of-interrupt. */
+        void (*connect_pic)(struct accel *accel, int (*ack)(void *ctx), void *ctx);
+        void (*extint)(struct accel *accel, bool level); /* any thread */
+        void (*connect_ioapic)(struct accel *accel, void (*eoi)(void *ctx, uint8_t vector), void *ctx);
+        /* Which vectors of the I/O APIC are level-triggered, when its table changed (KVM's EOI exits); may be NULL. Any thread. */
+        void (*ioapic_changed)(struct accel *accel, const uint64_t level_vectors[4]);
+
+        struct accel_vcpu *(*vcpu)(struct accel *accel, unsigned index);
+        /* On the vCPU's thread. Halts and waits for SIPI inside. */
+        enum vcpu_exit (*run)(struct accel_vcpu *vcpu, struct err *err);
+        /* Makes run return soon. Any thread. */
+        void (*kick)(struct accel_vcpu *vcpu);
+
+        /* While the vCPU does not run. The local APIC's state is a record of its own in save and load. */
+        int (*get_state)(struct accel_vcpu *vcpu, struct x86_state *state, struct err *err);
+        int (*set_state)(struct accel_vcpu *vcpu, const struct x86_state *state, struct err *err);
+        int (*reset)(struct accel_vcpu *vcpu, struct err *err); /* power-on, with its local APIC */
+        int (*save)(struct accel_vcpu *vcpu, struct writer *out, struct err *err);
+        int (*load)(struct accel_vcpu *vcpu, struct cursor *in, struct err *err);
+        /* The guest's clocks stand still between pause and resume; machine-wide. */
+        void (*pause)(struct accel *accel);
+        void (*resume)(struct accel *accel);
+        /* Guest instructions executed so far, 0 when not counted. Any thread. */
+        uint64_t (*instructions)(struct accel_vcpu *vcpu);
+};
+
+extern const struct accel_ops accel_software_ops;
+extern const struct accel_ops accel_kvm_ops;
+
+/* NULL-terminated, in the order auto tries them. */
+extern const struct accel_ops *const accel_drivers[];

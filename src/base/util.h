@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/param.h> /* its MIN and MAX evaluate twice */
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -24,6 +25,8 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+#undef MIN
+#undef MAX
 #define MIN(a, b)                             \
         ({                                    \
                 __typeof__(a) min_a_ = (a);   \

@@ -97,6 +97,8 @@ void bus_remove(struct bus *bus, enum bus_space space, uint64_t start, struct de
 uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t address, unsigned size_bytes);
 void bus_write(struct bus *bus, enum bus_space space, uint64_t address, uint64_t value, unsigned size_bytes);
 
+enum power_event { POWER_OFF, POWER_RESET };
+
 /*
  * What a device asks its host process for: everything outside the machine. Kept by the machine, borrowed by devices.
  */
@@ -114,6 +116,6 @@ struct device_host {
         int (*doorbell)(void *ctx, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match_value,
                         uint32_t value, int eventfd);
         void *ctx;
-        /* The guest asked for power-off, reset (a real one or one that ends the run) or its panic device spoke. */
-        void (*power)(void *ctx, enum power_event { POWER_OFF, POWER_RESET } event);
+        /* The guest asked for power-off or reset. Any thread. */
+        void (*power)(void *ctx, enum power_event event);
 };

@@ -17,22 +17,69 @@
  * the access is allowed and plain (RAM, no code on a page that is written); any low bit set sends the access to the slow path.
  * host address = linear + addend.
  */
-enum tlb_mode { TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP, TLB_USER, TLB_MODES };
+enum tlb_mode {
+        TLB_SUPERVISOR,
+        TLB_SUPERVISOR_SMAP,
+        TLB_USER,
+        TLB_CHECKED, /* never filled: alignment checks (#AC) and data breakpoints take the slow path for every access */
+        TLB_MODES,
+};
 #define TLB_BITS 10
 #define TLB_ENTRIES (1u << TLB_BITS)
 
 struct tlb_entry {
         uint64_t read_tag;
         uint64_t write_tag;
-        uint64_t exec_tag;
         uintptr_t addend;
-        uint64_t gpa; /* page; valid with any tag */
+        uint64_t gpa; /* page, with TLB_GLOBAL and TLB_LARGE_* in the low bits; valid with any tag */
+};
+
+/* Translations for fetching; the mode is CPL 3 or not (SMAP and AC do not matter). host is NULL where there is no RAM. */
+#define TLB_EXEC_ENTRIES 256u
+struct tlb_exec_entry {
+        uint64_t tag;
+        uint64_t gpa;
+        const uint8_t *host;
+};
+
+/*
+ * mode_key: all that decoding and binding depend on. Blocks decoded under MODE_STEP hold one instruction each, and the run
+ * loop calls x86_step_begin() and x86_step_end() around it (single step, breakpoints).
+ */
+enum x86_mode {
+        MODE_64 = 1u << 0,        /* CS.L in long mode */
+        MODE_CODE32 = 1u << 1,    /* CS.D */
+        MODE_STACK32 = 1u << 2,   /* SS.B */
+        MODE_USER = 1u << 3,      /* CPL 3 */
+        MODE_PROTECTED = 1u << 4, /* CR0.PE and not EFLAGS.VM */
+        MODE_V86 = 1u << 5,       /* EFLAGS.VM */
+        MODE_LONG = 1u << 6,      /* EFER.LMA */
+        MODE_FLAT = 1u << 7,      /* not 64-bit: CS, SS, DS, ES have base 0, limit 4 GiB and are readable (writable: SS, DS, ES) */
+        MODE_CR0_EM = 1u << 8,
+        MODE_CR0_TS = 1u << 9,
+        MODE_CR0_MP = 1u << 10,
+        MODE_OSFXSR = 1u << 11,
+        MODE_OSXSAVE = 1u << 12,
+        MODE_AVX = 1u << 13, /* XCR0 enables SSE and AVX state, and CR4.OSXSAVE is set */
+        MODE_STEP = 1u << 14, /* EFLAGS.TF, or DR7 enables a breakpoint */
 };
 
 /* Lazy status flags: the last result and what is needed to tell each flag from it; see flags.h. */
 struct lazy_flags {
         uint32_t op;
         uint64_t result, src1, src2;
+};
+
+struct x86_fault {
+        uint8_t vector;
+        bool has_error;
+        uint32_t error_code;
+        uint64_t cr2;
+};
+
+/* In x86_cpu.requests beside enum x86_request; they do not end a halt. */
+enum x86_internal_request {
+        X86_REQUEST_PAUSE = 1u << 8, /* another processor wants to be alone: complex_service() */
 };
 
 struct x86_cpu {
@@ -43,17 +90,28 @@ struct x86_cpu {
         struct x86_block *block;    /* running now, NULL outside */
         uint8_t cpl;                /* always right */
         uint8_t tlb_mode;           /* for data accesses at this CPL, CR4.SMAP and EFLAGS.AC */
+        bool alignment_check;       /* CPL 3 with CR0.AM and EFLAGS.AC */
         bool mode64;                /* EFER.LMA and CS.L */
         bool code32, stack32;       /* CS.D, SS.B */
         uint32_t mode_key;          /* all that decoding and binding depend on; blocks are found by (gpa, mode_key) */
 
-        _Atomic uint32_t requests;  /* enum x86_request */
+        _Atomic uint32_t requests;  /* enum x86_request and enum x86_internal_request */
         _Atomic uint8_t sipi_vector;
         _Atomic uint64_t instructions;
 
         struct tlb_entry tlb[TLB_MODES][TLB_ENTRIES];
+        struct tlb_exec_entry tlb_exec[2][TLB_EXEC_ENTRIES];
+        uint64_t tlb_used[TLB_MODES][TLB_ENTRIES / 64]; /* which entries hold a translation, so that a flush is short */
+        uint64_t tlb_exec_used[2][TLB_EXEC_ENTRIES / 64];
+        uint64_t pdpte[4];          /* PAE paging: loaded with CR3 */
+        uint64_t written_code_gpa;  /* the code page written last through the slow path, and how often in a row */
+        unsigned written_code_times;
 
         jmp_buf unwind;
+        struct x86_fault fault;     /* what x86_raise() was called with */
+        uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */
+        bool step_trap;             /* EFLAGS.TF was set before it */
+        _Atomic uint32_t in_guest;  /* complex.c: may hold translations in use */
         unsigned index;
         struct x86_complex *complex;
         struct guest_memory *mem;
@@ -79,6 +137,20 @@ _Noreturn void x86_raise_page_fault(struct x86_cpu *cpu, uint64_t linear, uint32
  * -1 when that ends in a triple fault. software: INT n, INT3, INTO (DPL is checked, rip is that of the next instruction).
  */
 int x86_deliver(struct x86_cpu *cpu, unsigned vector, bool software, bool has_error, uint32_t error_code);
+
+/* After x86_raise() came back to the run loop with s.rip at the faulting instruction: delivers cpu->fault. -1: triple fault. */
+int x86_deliver_fault(struct x86_cpu *cpu);
+
+/*
+ * Around each instruction under MODE_STEP, with s.rip at it (begin) and after it (end); both may x86_raise(X86_DB): begin for an
+ * instruction breakpoint, with s.rip at the instruction; end for single step, data and I/O breakpoints, with s.rip after it.
+ */
+void x86_step_begin(struct x86_cpu *cpu);
+void x86_step_end(struct x86_cpu *cpu);
+
+/* Acts on INIT and SIPI: the state after them. The run loop clears the request bits. */
+void x86_init_received(struct x86_cpu *cpu);
+void x86_sipi_received(struct x86_cpu *cpu, uint8_t vector);
 
 /* ---- memory (mmu.c); linear addresses ---- */
 
@@ -128,9 +200,19 @@ void mmu_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
 
 /*
  * For read-modify-write: a host pointer that may be written, translated for writing (so a read-only page faults as a write),
- * or NULL when the access crosses a page or is not RAM. A write to a page that holds code is announced before it returns.
+ * or NULL when the access crosses a page, is not plain RAM, or the page holds code: then read, compute, and write with
+ * mmu_read and mmu_write, for LOCK between complex_exclusive_begin() and _end(). All faults were raised when it returns.
  */
-void *mmu_rmw(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
+void *mmu_rmw_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
+
+static inline void *mmu_rmw(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
+{
+        const struct tlb_entry *e = tlb_at(cpu, linear);
+
+        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes)))
+                return (void *)(linear + e->addend);
+        return mmu_rmw_slow(cpu, linear, size_bytes);
+}
 
 /* As supervisor whatever the CPL: descriptor tables, TSS. */
 void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes);
@@ -140,12 +222,59 @@ void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, un
 void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes);
 
 /* For fetching code: guest physical address and host pointer of linear; raises #PF. host NULL when it is not RAM. */
-uint64_t mmu_fetch(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host);
+uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host);
+
+static inline uint64_t mmu_fetch(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host)
+{
+        const struct tlb_exec_entry *e = &cpu->tlb_exec[cpu->cpl == 3][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
+        uint64_t in_page = linear & (GUEST_PAGE_SIZE - 1);
+
+        if (likely(e->tag == linear - in_page)) {
+                *host = e->host + in_page;
+                return e->gpa + in_page;
+        }
+        return mmu_fetch_slow(cpu, linear, host);
+}
+
+/*
+ * Call before decoding bytes of the page at gpa (RAM): marks it as code, so that no processor of the machine writes it without
+ * raising its generation, and returns the generation word as it is before the bytes are read. A block is valid as long as
+ * *guest_region_code() equals that word. May let other processors run, and drop this one's translations.
+ */
+uint32_t mmu_page_becomes_code(struct x86_cpu *cpu, uint64_t gpa);
+
+/*
+ * block.c: a store of this processor changed size_bytes at gpa on a page that held code (its generation is raised already); when
+ * they are in the running block, execution must leave it after this instruction.
+ */
+void block_code_written(struct x86_cpu *cpu, uint64_t gpa, unsigned size_bytes);
+
+/* Physical memory as a processor reaches it for its own tables: RAM only, all ones elsewhere. */
+uint64_t mmu_physical_read64(struct x86_cpu *cpu, uint64_t gpa);
+
+/* Where linear is in guest physical memory with the rights of a supervisor read; -1 when it is not mapped. No side effects. */
+int mmu_translate_debug(struct x86_cpu *cpu, uint64_t linear, uint64_t *gpa);
+
+/* Loads the four PDPTE registers from CR3 (PAE paging, SDM vol. 3A §4.4.1); false when a reserved bit is set. */
+bool mmu_load_pdpte(struct x86_cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr4);
 
 void mmu_flush(struct x86_cpu *cpu, bool global_too);
 void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
 
 /* ---- stop the world (complex.c) ---- */
+
+/* x86_cpu_new() and _free(): a place in the complex; -EEXIST, -ENOSPC. */
+int complex_add(struct x86_cpu *cpu, struct err *err) _must_check_;
+void complex_remove(struct x86_cpu *cpu);
+
+/*
+ * A processor is "in the guest" while it may use translations it has looked up. x86_cpu_run() enters at its start and leaves
+ * before it returns or sleeps; mmu.c and system instructions leave around calls into the platform. Entering waits until nobody
+ * is alone, and acts on X86_REQUEST_FLUSH. complex_service() is for the block boundary, when requests hold FLUSH or PAUSE.
+ */
+void complex_enter(struct x86_cpu *cpu);
+void complex_leave(struct x86_cpu *cpu);
+void complex_service(struct x86_cpu *cpu);
 
 /* Between them no other processor of the machine executes guest instructions: split locks, a page that becomes code. */
 void complex_exclusive_begin(struct x86_cpu *cpu);
@@ -213,6 +342,9 @@ static inline uint64_t insn_rip(const struct x86_cpu *cpu, uint64_t offset)
 /* EFLAGS with the lazy part worked out (flags.c), and the other way: sets all of them. */
 uint64_t x86_flags(struct x86_cpu *cpu);
 void x86_set_flags(struct x86_cpu *cpu, uint64_t rflags);
+
+/* As x86_set_flags(), and x86_mode_changed() when TF, VM or AC changed. */
+void x86_set_flags_and_mode(struct x86_cpu *cpu, uint64_t rflags);
 
 /* A CPUID feature that binding depends on; see cpuid.h for the names. */
 bool x86_has(const struct x86_cpu *cpu, unsigned feature);

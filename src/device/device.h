@@ -99,12 +99,15 @@ void bus_write(struct bus *bus, enum bus_space space, uint64_t address, uint64_t
 
 enum power_event { POWER_OFF, POWER_RESET };
 
+struct board_clock;
+
 /*
  * What a device asks its host process for: everything outside the machine. Kept by the machine, borrowed by devices.
  */
 struct device_host {
         uv_loop_t *loop;           /* runs on the main thread */
         struct timer_set *timers;
+        struct board_clock *clock; /* the guest's nanoseconds (clock.h); board_new() sets it */
         struct guest_memory *mem;
         struct bus *bus;
         struct msi_target msi;

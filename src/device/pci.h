@@ -29,6 +29,7 @@ struct pci_bar {
         uint64_t size_bytes; /* 0: none; a power of two, at least 16 */
         bool memory64;       /* else 32-bit memory; Virta's devices have no port BARs */
         uint64_t address;    /* where it is mapped now; 0 when it is not decoded */
+        uint64_t assigned;   /* where it is after a reset, as firmware would place it; 0: nowhere */
 };
 
 struct pci_device {
@@ -39,7 +40,9 @@ struct pci_device {
         uint8_t config[PCI_CONFIG_BYTES];
         uint8_t writable[PCI_CONFIG_BYTES]; /* mask of bits the guest may write */
         struct pci_bar bar[PCI_BARS];
-        struct irq_line intx;
+        struct device_ops bus_ops; /* the device's ops with read and write of the pci layer; dev.ops points here */
+        unsigned capabilities_end; /* where the next capability goes */
+        bool intx_level;           /* what pci_intx() was last told */
         struct pci_msix {
                 uint16_t vectors; /* 0: no MSI-X */
                 uint8_t bar, capability;
@@ -48,12 +51,24 @@ struct pci_device {
         } msix;
 };
 
-int pci_bus_new(struct device_host *host, const struct irq_line intx[4], struct pci_bus **bus, struct err *err) _must_check_;
+/*
+ * Makes the bus with its host bridge 00:00.0. [window64, window64 + window64_size) is where 64-bit BARs go (outside RAM; size 0:
+ * none); 32-bit BARs, and 64-bit ones that find no place there, go into the window of board.h.
+ */
+int pci_bus_new(struct device_host *host, const struct irq_line intx[4], uint64_t window64, uint64_t window64_size, struct pci_bus **bus,
+                struct err *err) _must_check_;
+/* All devices on it have left before (pci_device_done()). */
 void pci_bus_free(struct pci_bus *bus);
+/* The host bridge and configuration mechanism (also port 0xcf9), to reset, save and load with the other devices. */
+struct device *pci_bus_device(struct pci_bus *bus);
 uint64_t pci_bus_ecam_base(const struct pci_bus *bus);
-/* For ACPI's _PRT: which of the four lines INTA of a slot uses, (slot + pin) % 4. */
+/* For ACPI's _PRT: which of the four lines pin 0 (INTA) to 3 (INTD) of a slot uses. */
+unsigned pci_intx_line(unsigned slot, unsigned pin);
 
 /*
+ * A device's life: pci_device_init(), then pci_add_bar(), pci_add_capability(), pci_add_msix() before the guest runs. The bus
+ * decodes its BARs at the addresses assigned as firmware would do it (command register: memory and bus master on).
+ *
  * dev_ops: name, reset, save, load, quiesce, resume, free of the device; its read and write are not used. class_code is the
  * 24 bits of base class, subclass, interface. The slot is the next free one.
  */
@@ -62,6 +77,7 @@ int pci_device_init(struct pci_device *pci, struct pci_bus *bus, const struct de
                     struct err *err) _must_check_;
 /* Takes it off the bus. */
 void pci_device_done(struct pci_device *pci);
+/* To be called by the device's ops->reset: guest-writable configuration as after firmware, MSI-X and INTx off. */
 void pci_device_reset(struct pci_device *pci);
 
 void pci_add_bar(struct pci_device *pci, unsigned bar, uint64_t size_bytes, bool memory64);

@@ -12,13 +12,13 @@
 #pragma once
 
 #include "base/err.h"
+#include "net/net.h"
 
 #define VMM_CPUS_MAX 64u
 #define VMM_MEMORY_MIN_BYTES (UINT64_C(128) << 20)
 #define VMM_MEMORY_MAX_BYTES (UINT64_C(1) << 40) /* and what the host can map */
 #define VMM_DISKS_MAX 8u
 #define VMM_NETS_MAX 4u
-#define VMM_FORWARDS_MAX 32u
 #define VMM_SHARES_MAX 8u
 #define VMM_COMMAND_LINE_MAX 2047u /* bytes; a kernel may take fewer and says so in its header */
 #define VMM_NAME_MAX 63u
@@ -37,17 +37,6 @@ struct vmm_disk {
         const char *path;
         const char *format; /* "raw", "qcow2", …; NULL: found out from the file */
         bool readonly;
-};
-
-struct vmm_forward {
-        bool udp;
-        uint16_t host_port, guest_port;
-};
-
-struct vmm_net {
-        const char *backend; /* "user" */
-        unsigned forwards;
-        struct vmm_forward forward[VMM_FORWARDS_MAX];
 };
 
 struct vmm_share {
@@ -76,7 +65,7 @@ struct vmm_config {
         uint32_t vsock_cid;     /* 0: 3 */
         unsigned disks, nets, shares;
         struct vmm_disk disk[VMM_DISKS_MAX];
-        struct vmm_net net[VMM_NETS_MAX];
+        struct net_options net[VMM_NETS_MAX]; /* net_options_parse(); driver NULL: no card */
         struct vmm_share share[VMM_SHARES_MAX];
 };
 

@@ -40,6 +40,7 @@ struct tlb_exec_entry {
         uint64_t tag;
         uint64_t gpa;
         const uint8_t *host;
+        uint32_t flags; /* TLB_GLOBAL, TLB_LARGE_* */
 };
 
 /*
@@ -103,6 +104,7 @@ struct x86_cpu {
         struct tlb_exec_entry tlb_exec[2][TLB_EXEC_ENTRIES];
         uint64_t tlb_used[TLB_MODES][TLB_ENTRIES / 64]; /* which entries hold a translation, so that a flush is short */
         uint64_t tlb_exec_used[2][TLB_EXEC_ENTRIES / 64];
+        uint32_t tlb_generation;    /* rises whenever a translation is dropped: for caches of linear addresses */
         uint64_t pdpte[4];          /* PAE paging: loaded with CR3 */
         uint64_t written_code_gpa;  /* the code page written last through the slow path, and how often in a row */
         unsigned written_code_times;
@@ -111,6 +113,7 @@ struct x86_cpu {
         struct x86_fault fault;     /* what x86_raise() was called with */
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */
         bool step_trap;             /* EFLAGS.TF was set before it */
+        bool alone;                 /* between complex_exclusive_begin() and _end() */
         _Atomic uint32_t in_guest;  /* complex.c: may hold translations in use */
         unsigned index;
         struct x86_complex *complex;
@@ -199,6 +202,8 @@ void mmu_write_bytes(struct x86_cpu *cpu, uint64_t linear, const void *from, uns
 void mmu_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
 
 /*
+ * When a handler needs two pointers (mmu_run, mmu_rmw), it gets the one it writes through last.
+ *
  * For read-modify-write: a host pointer that may be written, translated for writing (so a read-only page faults as a write),
  * or NULL when the access crosses a page, is not plain RAM, or the page holds code: then read, compute, and write with
  * mmu_read and mmu_write, for LOCK between complex_exclusive_begin() and _end(). All faults were raised when it returns.
@@ -266,6 +271,7 @@ void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
 /* x86_cpu_new() and _free(): a place in the complex; -EEXIST, -ENOSPC. */
 int complex_add(struct x86_cpu *cpu, struct err *err) _must_check_;
 void complex_remove(struct x86_cpu *cpu);
+struct guest_memory *complex_memory(const struct x86_complex *complex);
 
 /*
  * A processor is "in the guest" while it may use translations it has looked up. x86_cpu_run() enters at its start and leaves

@@ -1,0 +1,830 @@
+/*
+ * Guest memory as a processor sees it: page walks, the soft TLB, and pages that hold code.
+ *
+ * An access first looks into the direct-mapped TLB of its mode (cpu.h). Its tag matches only when the whole access lies in one
+ * page of RAM, the rights are there, and (for writing) the page is dirty already and holds no decoded code. Everything else
+ * comes here: the walk sets accessed and dirty bits by compare-and-exchange on guest memory, faults are raised before anything
+ * is changed, an access across two pages is translated for both first, and what is not RAM goes to the platform.
+ *
+ * Translations are kept for 4 KiB each, also those of large pages; entries say so, because INVLPG of any address in a large
+ * page must drop all of it. Nothing is tagged with a PCID: a CR3 load drops all but global translations, which is allowed.
+ *
+ * Code pages. guest_region.code has a word for each page: bit 0 "decoded code exists", the rest a generation.
+ *   becoming code:  set the bit, then look through all other processors' TLBs for a write translation of the page; where there is
+ *                   one, make that processor flush and wait until it has (complex.c).
+ *   filling a TLB:  store the write tag, then look at the bit; drop the tag when it is set.
+ * Both sides have a full barrier in between, so one of them sees the other. A write through the slow path stores first and then
+ * raises the generation. A page that is written again and again and not executed stops being a code page.
+ *
+ * Source: Intel SDM vol. 3A chapter 4 (paging), §4.7 (page-fault error codes), §4.8 (accessed and dirty), §4.10 (caching).
+ */
+#include "cpu/x86/system.h"
+
+#include "cpu/x86/cpuid.h"
+
+#define PTE_P (1ull << 0)
+#define PTE_W (1ull << 1)
+#define PTE_U (1ull << 2)
+#define PTE_A (1ull << 5)
+#define PTE_D (1ull << 6)
+#define PTE_PS (1ull << 7)
+#define PTE_G (1ull << 8)
+#define PTE_NX (1ull << 63)
+
+/* Low bits of tlb_entry.gpa. */
+#define TLB_GLOBAL 1u
+#define TLB_LARGE_2M 2u /* or 4M */
+#define TLB_LARGE_1G 4u
+#define TLB_NONE UINT64_MAX
+
+/* After so many writes in a row to one page of code without a decode in between it is taken for data. */
+#define CODE_WRITES_MAX 16
+
+/* What a walk finds. */
+struct translation {
+        uint64_t gpa;   /* of the page */
+        uint32_t flags; /* TLB_GLOBAL, TLB_LARGE_* */
+        bool writable;  /* for this mode, and dirty already */
+};
+
+enum access { ACCESS_READ = 0, ACCESS_WRITE = X86_PF_W, ACCESS_FETCH = X86_PF_I };
+
+static void *physical_pointer(struct x86_cpu *cpu, uint64_t gpa)
+{
+        const struct guest_region *region = guest_memory_find(cpu->mem, gpa);
+
+        return region ? region->host + (gpa - region->gpa) : NULL;
+}
+
+uint64_t mmu_physical_read64(struct x86_cpu *cpu, uint64_t gpa)
+{
+        const uint64_t *at = physical_pointer(cpu, gpa & ~7ull);
+
+        return at ? __atomic_load_n(at, __ATOMIC_RELAXED) : UINT64_MAX;
+}
+
+static void entry_drop(struct tlb_entry *e)
+{
+        __atomic_store_n(&e->read_tag, TLB_NONE, __ATOMIC_RELAXED);
+        __atomic_store_n(&e->write_tag, TLB_NONE, __ATOMIC_RELAXED);
+}
+
+/* ---- page walk ---- */
+
+/* Sets bits in the entry at gpa when it still reads old; false when it does not. Entries outside RAM stay as they are. */
+static bool entry_update(struct x86_cpu *cpu, uint64_t gpa, uint64_t old, uint64_t set, bool size4)
+{
+        const struct guest_region *region = guest_memory_find(cpu->mem, gpa);
+        void *at;
+        bool done;
+
+        if (!region || region->readonly)
+                return true;
+        at = region->host + (gpa - region->gpa);
+        if (size4) {
+                uint32_t expected = (uint32_t)old;
+
+                done = __atomic_compare_exchange_n((uint32_t *)at, &expected, (uint32_t)(old | set), false, __ATOMIC_SEQ_CST,
+                                                   __ATOMIC_RELAXED);
+        } else {
+                done = __atomic_compare_exchange_n((uint64_t *)at, &old, old | set, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+        }
+        if (done)
+                guest_memory_written(cpu->mem, gpa, size4 ? 4 : 8);
+        return done;
+}
+
+static uint64_t entry_read(struct x86_cpu *cpu, uint64_t gpa, bool size4)
+{
+        const void *at = physical_pointer(cpu, gpa);
+
+        if (!at)
+                return size4 ? UINT32_MAX : UINT64_MAX;
+        return size4 ? __atomic_load_n((const uint32_t *)at, __ATOMIC_RELAXED) : __atomic_load_n((const uint64_t *)at, __ATOMIC_RELAXED);
+}
+
+#define PHYSICAL_MASK ((1ull << X86_PHYSICAL_BITS) - 1)
+#define ADDRESS_MASK (PHYSICAL_MASK & ~0xfffull)
+
+/* The bits that must be 0 in an entry (SDM vol. 3A tables 4-8 to 4-20). level counts from 1, the page table. */
+static uint64_t reserved_bits(const struct x86_cpu *cpu, unsigned level, uint64_t entry, bool pae)
+{
+        uint64_t reserved;
+
+        if (!pae && !(cpu->s.efer & X86_EFER_LMA)) /* 32-bit: PSE-36 takes bits 13-20, 40 physical bits */
+                return level == 2 && entry & PTE_PS && cpu->s.cr4 & X86_CR4_PSE ? 1ull << 21 : 0;
+        reserved = 0xfffffffffffffull & ~PHYSICAL_MASK;
+        if (!(cpu->s.efer & X86_EFER_LMA))
+                reserved |= 0x7ff0000000000000ull;
+        if (!(cpu->s.efer & X86_EFER_NXE))
+                reserved |= PTE_NX;
+        if (level == 4)
+                reserved |= PTE_PS;
+        else if (level == 3 && entry & PTE_PS)
+                reserved |= x86_has(cpu, X86_F_PDPE1GB) ? 0x3fffe000ull : PTE_PS;
+        else if (level == 2 && entry & PTE_PS)
+                reserved |= 0x1fe000ull;
+        return reserved;
+}
+
+/* The page-fault error code's P, W, U, I bits for an access that the rights forbid; 0 when they allow it. */
+static uint32_t rights_fault(const struct x86_cpu *cpu, unsigned mode, enum access access, bool user_page, bool writable, bool nx)
+{
+        bool user = mode == TLB_USER;
+
+        if (user && !user_page)
+                return X86_PF_P;
+        if (access == ACCESS_FETCH)
+                return nx || (!user && user_page && cpu->s.cr4 & X86_CR4_SMEP) ? X86_PF_P : 0;
+        if (!user && user_page && mode == TLB_SUPERVISOR_SMAP)
+                return X86_PF_P;
+        if (access == ACCESS_WRITE && !writable && (user || cpu->s.cr0 & X86_CR0_WP))
+                return X86_PF_P;
+        return 0;
+}
+
+static uint32_t error_bits(const struct x86_cpu *cpu, unsigned mode, enum access access)
+{
+        uint32_t bits = mode == TLB_USER ? X86_PF_U : 0;
+
+        if (access == ACCESS_WRITE)
+                bits |= X86_PF_W;
+        /* I is reported only where fetches can be told apart: NXE with PAE, or SMEP. */
+        if (access == ACCESS_FETCH &&
+            ((cpu->s.efer & X86_EFER_NXE && cpu->s.cr4 & X86_CR4_PAE) || cpu->s.cr4 & X86_CR4_SMEP))
+                bits |= X86_PF_I;
+        return bits;
+}
+
+enum walk_result { WALK_OK, WALK_FAULT, WALK_AGAIN };
+
+/*
+ * One pass over the tables. WALK_AGAIN: an entry changed between reading it and setting its bits. With debug set no bits are
+ * set. On WALK_FAULT *error has P and RSVD as they apply.
+ */
+static enum walk_result walk_once(struct x86_cpu *cpu, uint64_t linear, unsigned mode, enum access access, bool debug,
+                                  struct translation *out, uint32_t *error)
+{
+        bool lma = cpu->s.efer & X86_EFER_LMA, pae = cpu->s.cr4 & X86_CR4_PAE, size4 = !pae && !lma;
+        unsigned bits = size4 ? 10 : 9, level = lma ? 4 : 2;
+        uint64_t table = cpu->s.cr3 & (lma ? ADDRESS_MASK : 0xfffff000ull);
+        bool user_page = true, writable = true, nx = false;
+
+        *error = 0;
+        if (pae && !lma) {
+                uint64_t pdpte = cpu->pdpte[(linear >> 30) & 3];
+
+                if (!(pdpte & PTE_P))
+                        return WALK_FAULT;
+                table = pdpte & ADDRESS_MASK;
+        }
+        for (;; level--) {
+                unsigned shift = 12 + (level - 1) * bits;
+                uint64_t at = table + ((linear >> shift) & ((1u << bits) - 1)) * (size4 ? 4 : 8);
+                uint64_t entry = entry_read(cpu, at, size4);
+                bool leaf = level == 1 || (entry & PTE_PS && (level == 3 || (level == 2 && (!size4 || cpu->s.cr4 & X86_CR4_PSE))));
+                uint64_t set = PTE_A, page_mask;
+
+                if (!(entry & PTE_P))
+                        return WALK_FAULT;
+                if (entry & reserved_bits(cpu, level, entry, pae)) {
+                        *error = X86_PF_P | X86_PF_RSVD;
+                        return WALK_FAULT;
+                }
+                user_page &= !!(entry & PTE_U);
+                writable &= !!(entry & PTE_W);
+                nx |= !size4 && entry & PTE_NX;
+                if (leaf) {
+                        *error = rights_fault(cpu, mode, access, user_page, writable, nx);
+                        if (*error)
+                                return WALK_FAULT;
+                        if (access == ACCESS_WRITE)
+                                set |= PTE_D;
+                }
+                if (!debug && (entry & set) != set && !entry_update(cpu, at, entry, set, size4))
+                        return WALK_AGAIN;
+                if (!leaf) {
+                        table = entry & (size4 ? 0xfffff000ull : ADDRESS_MASK);
+                        continue;
+                }
+                page_mask = (1ull << shift) - 1;
+                out->gpa = entry & (size4 ? 0xfffff000ull : ADDRESS_MASK) & ~page_mask;
+                if (size4 && level == 2)
+                        out->gpa |= (entry & 0x1fe000ull) << 19;
+                out->gpa |= linear & page_mask & ~0xfffull;
+                out->flags = (entry & PTE_G && cpu->s.cr4 & X86_CR4_PGE ? TLB_GLOBAL : 0) |
+                             (level == 2 ? TLB_LARGE_2M : level == 3 ? TLB_LARGE_1G : 0);
+                out->writable = (entry | set) & PTE_D && !rights_fault(cpu, mode, ACCESS_WRITE, user_page, writable, nx);
+                return WALK_OK;
+        }
+}
+
+/* A fault drops what was cached for the address (SDM vol. 3A §4.10.4.1). */
+static void drop_stale(struct x86_cpu *cpu, uint64_t linear)
+{
+        uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
+
+        for (unsigned mode = 0; mode < TLB_CHECKED; mode++) {
+                struct tlb_entry *e = &cpu->tlb[mode][(linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+
+                if (e->read_tag == page)
+                        entry_drop(e);
+        }
+        for (unsigned user = 0; user < 2; user++) {
+                struct tlb_exec_entry *e = &cpu->tlb_exec[user][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
+
+                if (e->tag == page)
+                        e->tag = TLB_NONE;
+        }
+        cpu->tlb_generation++;
+}
+
+/* Translates or raises #PF. mode is TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP or TLB_USER. */
+static void translate(struct x86_cpu *cpu, uint64_t linear, unsigned mode, enum access access, struct translation *out)
+{
+        enum walk_result result;
+        uint32_t error;
+
+        if (!(cpu->s.cr0 & X86_CR0_PG)) {
+                *out = (struct translation){ .gpa = linear & 0xfffff000ull, .writable = true };
+                return;
+        }
+        do
+                result = walk_once(cpu, linear, mode, access, false, out, &error);
+        while (result == WALK_AGAIN);
+        if (result == WALK_FAULT) {
+                drop_stale(cpu, linear);
+                x86_raise_page_fault(cpu, linear, error | error_bits(cpu, mode, access));
+        }
+}
+
+int mmu_translate_debug(struct x86_cpu *cpu, uint64_t linear, uint64_t *gpa)
+{
+        struct translation t;
+        uint32_t error;
+
+        if (!(cpu->s.cr0 & X86_CR0_PG)) {
+                *gpa = linear & UINT32_MAX;
+                return 0;
+        }
+        if (walk_once(cpu, linear, TLB_SUPERVISOR, ACCESS_READ, true, &t, &error) != WALK_OK)
+                return -1;
+        *gpa = t.gpa | (linear & 0xfff);
+        return 0;
+}
+
+bool mmu_load_pdpte(struct x86_cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr4)
+{
+        uint64_t entry[4];
+
+        if (!(cr0 & X86_CR0_PG) || !(cr4 & X86_CR4_PAE) || cpu->s.efer & X86_EFER_LME)
+                return true;
+        for (unsigned i = 0; i < 4; i++) {
+                entry[i] = mmu_physical_read64(cpu, (cr3 & 0xffffffe0ull) + i * 8);
+                if (entry[i] & PTE_P && entry[i] & (~PHYSICAL_MASK | 0x1e6))
+                        return false;
+        }
+        memcpy(cpu->pdpte, entry, sizeof(entry));
+        return true;
+}
+
+/* ---- the soft TLB ---- */
+
+static unsigned tlb_index(uint64_t linear)
+{
+        return (linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1);
+}
+
+void mmu_flush(struct x86_cpu *cpu, bool global_too)
+{
+        for (unsigned mode = 0; mode < TLB_MODES; mode++)
+                for (unsigned word = 0; word < TLB_ENTRIES / 64; word++) {
+                        uint64_t keep = 0;
+
+                        for (uint64_t left = cpu->tlb_used[mode][word]; left; left &= left - 1) {
+                                unsigned bit = (unsigned)__builtin_ctzll(left);
+                                struct tlb_entry *e = &cpu->tlb[mode][word * 64 + bit];
+
+                                if (!global_too && e->gpa & TLB_GLOBAL)
+                                        keep |= 1ull << bit;
+                                else
+                                        entry_drop(e);
+                        }
+                        cpu->tlb_used[mode][word] = keep;
+                }
+        for (unsigned user = 0; user < 2; user++)
+                for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++) {
+                        uint64_t keep = 0;
+
+                        for (uint64_t left = cpu->tlb_exec_used[user][word]; left; left &= left - 1) {
+                                unsigned bit = (unsigned)__builtin_ctzll(left);
+                                struct tlb_exec_entry *e = &cpu->tlb_exec[user][word * 64 + bit];
+
+                                if (!global_too && e->flags & TLB_GLOBAL)
+                                        keep |= 1ull << bit;
+                                else
+                                        e->tag = TLB_NONE;
+                        }
+                        cpu->tlb_exec_used[user][word] = keep;
+                }
+        cpu->tlb_generation++;
+}
+
+void mmu_reset(struct x86_cpu *cpu)
+{
+        for (unsigned mode = 0; mode < TLB_MODES; mode++)
+                for (unsigned i = 0; i < TLB_ENTRIES; i++)
+                        entry_drop(&cpu->tlb[mode][i]);
+        for (unsigned user = 0; user < 2; user++)
+                for (unsigned i = 0; i < TLB_EXEC_ENTRIES; i++)
+                        cpu->tlb_exec[user][i].tag = TLB_NONE;
+        memset(cpu->tlb_used, 0, sizeof(cpu->tlb_used));
+        memset(cpu->tlb_exec_used, 0, sizeof(cpu->tlb_exec_used));
+        cpu->tlb_generation++;
+}
+
+/* Whether a translation of page (with its TLB_LARGE flags) goes away with linear's. */
+static bool covers(uint64_t page, uint32_t flags, uint64_t linear)
+{
+        unsigned shift = flags & TLB_LARGE_1G ? 30 : flags & TLB_LARGE_2M ? 21 : 12;
+
+        return !((page ^ linear) >> shift);
+}
+
+void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear)
+{
+        for (unsigned mode = 0; mode < TLB_MODES; mode++)
+                for (unsigned word = 0; word < TLB_ENTRIES / 64; word++)
+                        for (uint64_t left = cpu->tlb_used[mode][word]; left; left &= left - 1) {
+                                struct tlb_entry *e = &cpu->tlb[mode][word * 64 + (unsigned)__builtin_ctzll(left)];
+                                uint64_t page = e->read_tag != TLB_NONE ? e->read_tag : e->write_tag;
+
+                                if (covers(page, (uint32_t)e->gpa & 0xfff, linear)) {
+                                        entry_drop(e);
+                                        cpu->tlb_used[mode][word] &= ~(left & -left);
+                                }
+                        }
+        for (unsigned user = 0; user < 2; user++)
+                for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++)
+                        for (uint64_t left = cpu->tlb_exec_used[user][word]; left; left &= left - 1) {
+                                struct tlb_exec_entry *e = &cpu->tlb_exec[user][word * 64 + (unsigned)__builtin_ctzll(left)];
+
+                                if (covers(e->tag, e->flags, linear)) {
+                                        e->tag = TLB_NONE;
+                                        cpu->tlb_exec_used[user][word] &= ~(left & -left);
+                                }
+                        }
+        cpu->tlb_generation++;
+}
+
+/* Enters the translation of linear's page, which is RAM of region, into the table of mode. */
+static void tlb_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, const struct translation *t, const struct guest_region *region)
+{
+        unsigned index = tlb_index(linear);
+        struct tlb_entry *e = &cpu->tlb[mode][index];
+        uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
+
+        entry_drop(e);
+        __atomic_store_n(&e->gpa, t->gpa | t->flags, __ATOMIC_RELAXED);
+        e->addend = (uintptr_t)region->host + (t->gpa - region->gpa) - page;
+        cpu->tlb_used[mode][index / 64] |= 1ull << (index % 64);
+        e->read_tag = page;
+        if (!t->writable || region->readonly)
+                return;
+        __atomic_store_n(&e->write_tag, page, __ATOMIC_RELEASE);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (atomic_load_explicit(guest_region_code(region, t->gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
+                __atomic_store_n(&e->write_tag, TLB_NONE, __ATOMIC_RELAXED);
+}
+
+/* ---- what is not RAM ---- */
+
+static uint64_t mmio_read(struct x86_cpu *cpu, uint64_t gpa, unsigned size_bytes)
+{
+        uint64_t value = 0;
+
+        complex_leave(cpu);
+        for (unsigned done = 0; done < size_bytes;) {
+                unsigned part = 1u << (31 - __builtin_clz(size_bytes - done));
+
+                part = MIN(part, 8u);
+                value |= cpu->platform->mmio_read(cpu->ctx, gpa + done, part) << (done * 8);
+                done += part;
+        }
+        complex_enter(cpu);
+        return value;
+}
+
+static void mmio_write(struct x86_cpu *cpu, uint64_t gpa, uint64_t value, unsigned size_bytes)
+{
+        complex_leave(cpu);
+        for (unsigned done = 0; done < size_bytes;) {
+                unsigned part = 1u << (31 - __builtin_clz(size_bytes - done));
+                uint64_t bits = value >> (done * 8);
+
+                part = MIN(part, 8u);
+                cpu->platform->mmio_write(cpu->ctx, gpa + done, part == 8 ? bits : bits & ((1ull << part * 8) - 1), part);
+                done += part;
+        }
+        complex_enter(cpu);
+}
+
+/* ---- physical pieces: within one page ---- */
+
+static uint64_t load_bytes(const void *from, unsigned size_bytes)
+{
+        uint64_t value = 0;
+
+        switch (size_bytes) {
+        case 1:
+                return __atomic_load_n((const uint8_t *)from, __ATOMIC_RELAXED);
+        case 2:
+                return __atomic_load_n((const uint16_t *)from, __ATOMIC_RELAXED);
+        case 4:
+                return __atomic_load_n((const uint32_t *)from, __ATOMIC_RELAXED);
+        case 8:
+                return __atomic_load_n((const uint64_t *)from, __ATOMIC_RELAXED);
+        default:
+                memcpy(&value, from, size_bytes);
+                return value;
+        }
+}
+
+static void store_bytes(void *to, uint64_t value, unsigned size_bytes)
+{
+        switch (size_bytes) {
+        case 1:
+                __atomic_store_n((uint8_t *)to, (uint8_t)value, __ATOMIC_RELAXED);
+                break;
+        case 2:
+                __atomic_store_n((uint16_t *)to, (uint16_t)value, __ATOMIC_RELAXED);
+                break;
+        case 4:
+                __atomic_store_n((uint32_t *)to, (uint32_t)value, __ATOMIC_RELAXED);
+                break;
+        case 8:
+                __atomic_store_n((uint64_t *)to, value, __ATOMIC_RELAXED);
+                break;
+        default:
+                memcpy(to, &value, size_bytes);
+        }
+}
+
+static uint64_t physical_read(struct x86_cpu *cpu, uint64_t gpa, unsigned size_bytes)
+{
+        const void *from = physical_pointer(cpu, gpa);
+
+        return from ? load_bytes(from, size_bytes) : mmio_read(cpu, gpa, size_bytes);
+}
+
+/* After a store to a page that held code. */
+static void code_written(struct x86_cpu *cpu, const struct guest_region *region, uint64_t gpa, unsigned size_bytes)
+{
+        _Atomic uint32_t *code = guest_region_code(region, gpa);
+        uint64_t page = gpa & ~(GUEST_PAGE_SIZE - 1);
+        uint32_t old = atomic_load_explicit(code, memory_order_relaxed), now;
+
+        if (cpu->written_code_gpa != page) {
+                cpu->written_code_gpa = page;
+                cpu->written_code_times = 0;
+        }
+        cpu->written_code_times++;
+        do {
+                now = old + GUEST_CODE_STEP;
+                if (cpu->written_code_times > CODE_WRITES_MAX)
+                        now &= ~GUEST_CODE_PRESENT;
+        } while (!atomic_compare_exchange_weak_explicit(code, &old, now, memory_order_acq_rel, memory_order_relaxed));
+        block_code_written(cpu, gpa, size_bytes);
+}
+
+static void physical_write(struct x86_cpu *cpu, uint64_t gpa, uint64_t value, unsigned size_bytes)
+{
+        const struct guest_region *region = guest_memory_find(cpu->mem, gpa);
+
+        if (!region) {
+                mmio_write(cpu, gpa, value, size_bytes);
+                return;
+        }
+        if (region->readonly)
+                return;
+        store_bytes(region->host + (gpa - region->gpa), value, size_bytes);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the store, then the look at the code bit: see the top */
+        if (atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
+                code_written(cpu, region, gpa, size_bytes);
+}
+
+/* ---- slow paths of linear accesses ---- */
+
+/* The mode whose rights count; TLB_CHECKED is user or supervisor with checks. */
+static unsigned rights_mode(const struct x86_cpu *cpu)
+{
+        if (cpu->tlb_mode != TLB_CHECKED)
+                return cpu->tlb_mode;
+        if (cpu->cpl == 3)
+                return TLB_USER;
+        return cpu->s.cr4 & X86_CR4_SMAP && !(cpu->s.rflags & X86_FLAG_AC) ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR;
+}
+
+/* Translates one page for an access and enters it into the TLB when it is RAM and the mode has one. */
+static uint64_t translate_and_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, enum access access)
+{
+        const struct guest_region *region;
+        struct translation t;
+
+        if (!(cpu->s.efer & X86_EFER_LMA))
+                linear &= UINT32_MAX;
+        translate(cpu, linear, mode, access, &t);
+        region = guest_memory_find(cpu->mem, t.gpa);
+        if (region && cpu->tlb_mode != TLB_CHECKED)
+                tlb_fill(cpu, linear, mode, &t, region);
+        return t.gpa | (linear & 0xfff);
+}
+
+/* The guest physical addresses of an access, which may lie in two pages. */
+struct span {
+        uint64_t gpa[2];
+        unsigned first_bytes; /* in the first page */
+};
+
+static struct span translate_span(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, unsigned mode, enum access access)
+{
+        unsigned in_page = (unsigned)(linear & (GUEST_PAGE_SIZE - 1));
+        struct span span = { .first_bytes = MIN(size_bytes, (unsigned)GUEST_PAGE_SIZE - in_page) };
+
+        span.gpa[0] = translate_and_fill(cpu, linear, mode, access);
+        if (span.first_bytes < size_bytes)
+                span.gpa[1] = translate_and_fill(cpu, linear + span.first_bytes, mode, access);
+        return span;
+}
+
+/* What TLB_CHECKED is for. */
+static void check_access(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
+{
+        if (cpu->alignment_check && is_power_of_two(size_bytes) && linear & (size_bytes - 1))
+                x86_raise(cpu, X86_AC, 0);
+        x86_debug_data(cpu, linear, size_bytes, write);
+}
+
+uint64_t mmu_read_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
+{
+        struct span span;
+        uint64_t value;
+
+        if (cpu->tlb_mode == TLB_CHECKED)
+                check_access(cpu, linear, size_bytes, false);
+        span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_READ);
+        value = physical_read(cpu, span.gpa[0], span.first_bytes);
+        if (span.first_bytes < size_bytes)
+                value |= physical_read(cpu, span.gpa[1], size_bytes - span.first_bytes) << (span.first_bytes * 8);
+        return value;
+}
+
+void mmu_write_slow(struct x86_cpu *cpu, uint64_t linear, uint64_t value, unsigned size_bytes)
+{
+        struct span span;
+
+        if (cpu->tlb_mode == TLB_CHECKED)
+                check_access(cpu, linear, size_bytes, true);
+        span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_WRITE);
+        physical_write(cpu, span.gpa[0], value, span.first_bytes);
+        if (span.first_bytes < size_bytes)
+                physical_write(cpu, span.gpa[1], value >> (span.first_bytes * 8), size_bytes - span.first_bytes);
+}
+
+static void physical_read_bytes(struct x86_cpu *cpu, uint64_t gpa, uint8_t *to, unsigned size_bytes)
+{
+        const void *from = physical_pointer(cpu, gpa);
+
+        if (from) {
+                memcpy(to, from, size_bytes);
+                return;
+        }
+        for (unsigned done = 0; done < size_bytes; done += 8) {
+                unsigned part = MIN(size_bytes - done, 8u);
+                uint64_t value = mmio_read(cpu, gpa + done, part);
+
+                memcpy(to + done, &value, part);
+        }
+}
+
+static void physical_write_bytes(struct x86_cpu *cpu, uint64_t gpa, const uint8_t *from, unsigned size_bytes)
+{
+        const struct guest_region *region = guest_memory_find(cpu->mem, gpa);
+
+        if (!region) {
+                for (unsigned done = 0; done < size_bytes; done += 8) {
+                        unsigned part = MIN(size_bytes - done, 8u);
+                        uint64_t value = 0;
+
+                        memcpy(&value, from + done, part);
+                        mmio_write(cpu, gpa + done, value, part);
+                }
+                return;
+        }
+        if (region->readonly)
+                return;
+        memcpy(region->host + (gpa - region->gpa), from, size_bytes);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
+                code_written(cpu, region, gpa, size_bytes);
+}
+
+void mmu_read_bytes(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes)
+{
+        const struct tlb_entry *e = tlb_at(cpu, linear);
+        struct span span;
+
+        if (likely(e->read_tag == tlb_tag_of(linear, size_bytes))) {
+                memcpy(to, (const void *)(linear + e->addend), size_bytes);
+                return;
+        }
+        if (cpu->tlb_mode == TLB_CHECKED)
+                x86_debug_data(cpu, linear, size_bytes, false);
+        span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_READ);
+        physical_read_bytes(cpu, span.gpa[0], to, span.first_bytes);
+        if (span.first_bytes < size_bytes)
+                physical_read_bytes(cpu, span.gpa[1], (uint8_t *)to + span.first_bytes, size_bytes - span.first_bytes);
+}
+
+void mmu_write_bytes(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes)
+{
+        const struct tlb_entry *e = tlb_at(cpu, linear);
+        struct span span;
+
+        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes))) {
+                memcpy((void *)(linear + e->addend), from, size_bytes);
+                return;
+        }
+        if (cpu->tlb_mode == TLB_CHECKED)
+                x86_debug_data(cpu, linear, size_bytes, true);
+        span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_WRITE);
+        physical_write_bytes(cpu, span.gpa[0], from, span.first_bytes);
+        if (span.first_bytes < size_bytes)
+                physical_write_bytes(cpu, span.gpa[1], (const uint8_t *)from + span.first_bytes, size_bytes - span.first_bytes);
+}
+
+void mmu_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
+{
+        const struct tlb_entry *e = tlb_at(cpu, linear);
+
+        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes)))
+                return;
+        translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_WRITE);
+}
+
+/* The host pointer of an access within one page of RAM, or NULL; faults as the access would. */
+static void *plain_pointer(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
+{
+        struct span span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), write ? ACCESS_WRITE : ACCESS_READ);
+        const struct guest_region *region;
+
+        if (span.first_bytes < size_bytes)
+                return NULL;
+        region = guest_memory_find(cpu->mem, span.gpa[0]);
+        if (!region)
+                return NULL;
+        if (write && (region->readonly ||
+                      atomic_load_explicit(guest_region_code(region, span.gpa[0]), memory_order_relaxed) & GUEST_CODE_PRESENT))
+                return NULL;
+        return region->host + (span.gpa[0] - region->gpa);
+}
+
+void *mmu_rmw_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
+{
+        if (cpu->tlb_mode == TLB_CHECKED) {
+                check_access(cpu, linear, size_bytes, true);
+                (void)translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_WRITE);
+                return NULL; /* without an entry in the TLB nobody would find this pointer in use when the page becomes code */
+        }
+        return plain_pointer(cpu, linear, size_bytes, true);
+}
+
+void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes)
+{
+        const struct tlb_entry *e = tlb_at(cpu, linear);
+        uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
+
+        if (!max_bytes)
+                return NULL;
+        *run_bytes = MIN(max_bytes, GUEST_PAGE_SIZE - (linear - page));
+        if (likely((write ? e->write_tag : e->read_tag) == page))
+                return (void *)(linear + e->addend);
+        if (cpu->tlb_mode == TLB_CHECKED)
+                return NULL;
+        return plain_pointer(cpu, linear, 1, write);
+}
+
+/* ---- implicit supervisor accesses ---- */
+
+static unsigned system_mode(const struct x86_cpu *cpu)
+{
+        return cpu->s.cr4 & X86_CR4_SMAP ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR; /* AC does not count: SDM vol. 3A §4.6.1 */
+}
+
+void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes)
+{
+        const struct tlb_entry *e = &cpu->tlb[system_mode(cpu)][tlb_index(linear)];
+        struct span span;
+
+        if (likely(e->read_tag == tlb_tag_of(linear, size_bytes))) {
+                memcpy(to, (const void *)(linear + e->addend), size_bytes);
+                return;
+        }
+        span = translate_span(cpu, linear, size_bytes, system_mode(cpu), ACCESS_READ);
+        physical_read_bytes(cpu, span.gpa[0], to, span.first_bytes);
+        if (span.first_bytes < size_bytes)
+                physical_read_bytes(cpu, span.gpa[1], (uint8_t *)to + span.first_bytes, size_bytes - span.first_bytes);
+}
+
+void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes)
+{
+        const struct tlb_entry *e = &cpu->tlb[system_mode(cpu)][tlb_index(linear)];
+        struct span span;
+
+        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes))) {
+                memcpy((void *)(linear + e->addend), from, size_bytes);
+                return;
+        }
+        span = translate_span(cpu, linear, size_bytes, system_mode(cpu), ACCESS_WRITE);
+        physical_write_bytes(cpu, span.gpa[0], from, span.first_bytes);
+        if (span.first_bytes < size_bytes)
+                physical_write_bytes(cpu, span.gpa[1], (const uint8_t *)from + span.first_bytes, size_bytes - span.first_bytes);
+}
+
+void mmu_system_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
+{
+        translate_span(cpu, linear, size_bytes, system_mode(cpu), ACCESS_WRITE);
+}
+
+/* ---- code ---- */
+
+uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host)
+{
+        bool user = cpu->cpl == 3;
+        unsigned index = (linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1);
+        struct tlb_exec_entry *e = &cpu->tlb_exec[user][index];
+        uint64_t in_page = linear & (GUEST_PAGE_SIZE - 1);
+        struct translation t;
+        const uint8_t *page;
+
+        translate(cpu, linear, user ? TLB_USER : TLB_SUPERVISOR, ACCESS_FETCH, &t);
+        page = physical_pointer(cpu, t.gpa);
+        *host = page ? page + in_page : NULL;
+        if (page) {
+                *e = (struct tlb_exec_entry){ .tag = linear - in_page, .gpa = t.gpa, .host = page, .flags = t.flags };
+                cpu->tlb_exec_used[user][index / 64] |= 1ull << (index % 64);
+        }
+        return t.gpa | in_page;
+}
+
+bool mmu_holds_write_tag(struct x86_cpu *cpu, uint64_t gpa)
+{
+        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
+                for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+                        const struct tlb_entry *e = &cpu->tlb[mode][i];
+
+                        if (__atomic_load_n(&e->write_tag, __ATOMIC_RELAXED) != TLB_NONE &&
+                            (__atomic_load_n(&e->gpa, __ATOMIC_RELAXED) & ~0xfffull) == gpa)
+                                return true;
+                }
+        return false;
+}
+
+static void drop_write_tags(struct x86_cpu *cpu, uint64_t gpa)
+{
+        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
+                for (unsigned word = 0; word < TLB_ENTRIES / 64; word++)
+                        for (uint64_t left = cpu->tlb_used[mode][word]; left; left &= left - 1) {
+                                struct tlb_entry *e = &cpu->tlb[mode][word * 64 + (unsigned)__builtin_ctzll(left)];
+
+                                if ((e->gpa & ~0xfffull) == gpa)
+                                        __atomic_store_n(&e->write_tag, TLB_NONE, __ATOMIC_RELAXED);
+                        }
+}
+
+uint32_t mmu_page_becomes_code(struct x86_cpu *cpu, uint64_t gpa)
+{
+        const struct guest_region *region = guest_memory_find(cpu->mem, gpa);
+        uint64_t page = gpa & ~(GUEST_PAGE_SIZE - 1);
+        _Atomic uint32_t *code;
+        uint32_t word;
+
+        if (!region)
+                return 0;
+        code = guest_region_code(region, gpa);
+        if (cpu->written_code_gpa == page)
+                cpu->written_code_times = 0;
+        word = atomic_load_explicit(code, memory_order_acquire);
+        if (!(word & GUEST_CODE_PRESENT) || complex_drops_pending(cpu)) {
+                /*
+                 * Not published as code before every write translation is gone: a second processor that finds the bit set must be
+                 * able to rely on it, so both go through the same steps until the first is through.
+                 */
+                atomic_fetch_or_explicit(code, GUEST_CODE_PRESENT, memory_order_seq_cst);
+                __atomic_thread_fence(__ATOMIC_SEQ_CST);
+                drop_write_tags(cpu, page);
+                complex_drop_writers(cpu, page);
+                word = atomic_load_explicit(code, memory_order_acquire);
+        }
+        return word;
+}

@@ -1,0 +1,138 @@
+/*
+ * What virtio's own files share: the state of a queue, its two ring formats, the core and its transport.
+ *
+ * Nobody else includes this; device types use virtio.h.
+ */
+#pragma once
+
+#include <endian.h>
+
+#include "device/virtio.h"
+
+#define VIRTIO_NO_VECTOR 0xffff
+
+/* Descriptor flags of both formats, §2.7.5 and §2.8.1 */
+#define DESC_F_NEXT 0x0001
+#define DESC_F_WRITE 0x0002
+#define DESC_F_INDIRECT 0x0004
+
+struct virtqueue {
+        /* Set by the transport while the queue is disabled. */
+        uint16_t size_max, size;
+        uint16_t vector;
+        bool enabled;
+        uint64_t desc_gpa, driver_gpa, device_gpa;
+
+        /* Fixed while it is enabled. */
+        bool packed, event_idx, indirect;
+        uint8_t *desc, *driver, *device; /* the three areas in guest memory; device may be written by us */
+
+        /* Positions. Split: free-running indices. Packed: slots, with the wrap counters of §2.8.1. */
+        uint16_t avail_idx, used_idx;
+        bool avail_wrap, used_wrap;
+        uint16_t unsignalled; /* used entries (packed: slots) since the last decision to interrupt; saturates */
+        bool notifications;   /* wanted from the driver */
+};
+
+/* One descriptor as it was copied from the ring. */
+struct virtq_desc {
+        uint64_t address;
+        uint32_t length;
+        uint16_t flags;
+        uint16_t next; /* split: next; packed: buffer id */
+};
+
+/* Each value in shared memory is read or written once, by one instruction. */
+static inline uint16_t ring_load16(const void *at)
+{
+        return le16toh(__atomic_load_n((const uint16_t *)at, __ATOMIC_RELAXED));
+}
+
+static inline uint16_t ring_load16_acquire(const void *at)
+{
+        return le16toh(__atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE));
+}
+
+static inline void ring_store16(void *at, uint16_t value)
+{
+        __atomic_store_n((uint16_t *)at, htole16(value), __ATOMIC_RELAXED);
+}
+
+static inline void ring_store16_release(void *at, uint16_t value)
+{
+        __atomic_store_n((uint16_t *)at, htole16(value), __ATOMIC_RELEASE);
+}
+
+static inline void ring_store32(void *at, uint32_t value)
+{
+        __atomic_store_n((uint32_t *)at, htole32(value), __ATOMIC_RELAXED);
+}
+
+static inline uint32_t ring_load32(const void *at)
+{
+        return le32toh(__atomic_load_n((const uint32_t *)at, __ATOMIC_RELAXED));
+}
+
+static inline uint64_t ring_load64(const void *at)
+{
+        return le64toh(__atomic_load_n((const uint64_t *)at, __ATOMIC_RELAXED));
+}
+
+/* Whether moving from old to now passed event, all modulo 2^16 (§2.7.7.2, §2.8.10). */
+static inline bool ring_passed(uint16_t event, uint16_t now, uint16_t old)
+{
+        return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
+}
+
+/* Collects a chain; chain_add() gives 0, or -EBADMSG after virtio_break(). */
+struct chain_builder {
+        struct virtio *v;
+        unsigned queue;
+        struct virtio_chain *chain;
+        struct iovec *iov;
+        unsigned count;
+};
+
+int chain_add(struct chain_builder *b, const struct virtq_desc *desc);
+/* The indirect table of desc in host memory and its entries; NULL after virtio_break(). */
+const uint8_t *chain_table(struct chain_builder *b, const struct virtq_desc *desc, unsigned *entries);
+/* The device wrote bytes at host, which lies in guest memory. */
+void ring_written(struct virtio *v, const void *host, uint64_t size_bytes);
+
+int split_pop(struct virtio *v, unsigned queue, struct chain_builder *b);
+void split_unpop(struct virtqueue *q, const struct virtio_chain *chain);
+void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written);
+bool split_empty(const struct virtqueue *q);
+bool split_wants_interrupt(const struct virtqueue *q);
+void split_ask(struct virtio *v, struct virtqueue *q, bool notify);
+
+int packed_pop(struct virtio *v, unsigned queue, struct chain_builder *b);
+void packed_unpop(struct virtqueue *q, const struct virtio_chain *chain);
+void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written);
+bool packed_empty(const struct virtqueue *q);
+bool packed_wants_interrupt(const struct virtqueue *q);
+void packed_ask(struct virtio *v, struct virtqueue *q, bool notify);
+
+/* Checks size and addresses and maps the rings for v->features; -EINVAL with the reason, and the queue stays disabled. */
+int virtqueue_enable(struct virtio *v, struct virtqueue *q, struct err *err) _must_check_;
+/* As after reset: disabled, with its largest size. */
+void virtqueue_disable(struct virtqueue *q);
+void virtqueue_save(const struct virtqueue *q, struct writer *out);
+/* v->features is there already; leaves q disabled on failure. */
+int virtqueue_load(struct virtio *v, struct virtqueue *q, struct cursor *in, struct err *err) _must_check_;
+
+/* The core for its transport. */
+uint64_t virtio_offered(struct virtio *v);
+/* A write to device_status (§2.1); accepted is what the driver wrote to driver_feature so far. */
+void virtio_write_status(struct virtio *v, uint8_t status, uint64_t accepted);
+/* Back to the state before any driver. */
+void virtio_reset(struct virtio *v);
+void virtio_core_save(struct virtio *v, struct writer *out);
+int virtio_core_load(struct virtio *v, struct cursor *in, struct err *err) _must_check_;
+
+/* The transport for the core. */
+int virtio_pci_init(struct virtio *v, struct pci_bus *bus, const char *id, struct err *err) _must_check_;
+void virtio_pci_done(struct virtio *v);
+void virtio_pci_reset(struct virtio *v);
+void virtio_pci_queue_interrupt(struct virtio *v, const struct virtqueue *q);
+void virtio_pci_config_interrupt(struct virtio *v);

@@ -1,0 +1,762 @@
+/*
+ * Long mode from inside. Each check names the clause of the Intel SDM (volume 3A unless it says otherwise) it was written from.
+ *
+ * TRY(code, inputs…) runs code; when it faults, trap() records the fault in `last` and continues behind the code. A vector of
+ * NONE says that nothing happened. The handler's frame is in `last` whole, so that error code, RIP, CR2 and RF can be checked.
+ */
+#include "lib.h"
+
+#define NONE 0x100
+#define MAP 0x40000000ull /* the 2 MiB whose page table the paging checks own */
+
+struct frame {
+        uint64_t r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax;
+        uint64_t vector, error, rip, cs, rflags, rsp, ss;
+};
+
+extern uint64_t gdt[], pml4[], pdpt[], pd[], syscall_rcx, syscall_r11, syscall_flags, syscall_cs, syscall_ss;
+extern uint8_t stubs[], tss[], stack_top[], user_return[], syscall_entry[];
+void enter_user(uint64_t rip, uint64_t rsp, uint64_t rflags);
+void enter_compat(uint64_t eip, uint64_t esp);
+void trap(struct frame *f);
+void main(void);
+
+static struct { uint16_t low, selector, flags, middle; uint32_t high, zero; } idt[256];
+/* Not static: trap() changes them behind the compiler's back. */
+struct frame last;
+volatile uint64_t last_cr2, last_dr6, traps;
+uint64_t resume, try_rsp;
+volatile bool step_stop; /* #DB: count and go on until it is false */
+volatile uint64_t steps[16];
+static bool tcg; /* under QEMU's TCG, which leaves out the checks in `if (!tcg)` (seen with 7.2) */
+static uint64_t pt[512] __attribute__((aligned(4096)));
+static uint8_t page_a[4096] __attribute__((aligned(4096))), page_b[4096] __attribute__((aligned(4096)));
+static uint8_t user_stack[4096] __attribute__((aligned(16))), ist_stack[3][4096] __attribute__((aligned(16)));
+
+#define READ_CR(n) ({ uint64_t v_; __asm__ volatile("mov %%cr" #n ", %0" : "=r"(v_)); v_; })
+#define WRITE_CR(n, v) __asm__ volatile("mov %0, %%cr" #n : : "r"((uint64_t)(v)) : "memory")
+#define WRITE_DR(n, v) __asm__ volatile("mov %0, %%dr" #n : : "r"((uint64_t)(v)) : "memory")
+#define READ_DR(n) ({ uint64_t v_; __asm__ volatile("mov %%dr" #n ", %0" : "=r"(v_)); v_; })
+
+#define TRY(code, ...)                                                                                             \
+        do {                                                                                                       \
+                last = (struct frame){ .vector = NONE };                                                           \
+                __asm__ volatile("pushq %%rbx\n pushq %%rcx\n pushq %%rdx\n pushq %%rsi\n pushq %%rdi\n pushq %%rbp\n" \
+                                 "movq %%rsp, try_rsp(%%rip)\n leaq 99f(%%rip), %%rax\n movq %%rax, resume(%%rip)\n" \
+                                 "xorl %%eax, %%eax\n" code "\n99: movq $0, resume(%%rip)\n movq try_rsp(%%rip), %%rsp\n" \
+                                 "popq %%rbp\n popq %%rdi\n popq %%rsi\n popq %%rdx\n popq %%rcx\n popq %%rbx"     \
+                                 : : __VA_ARGS__ : "rax", "memory", "cc");                                         \
+        } while (0)
+
+#define CHECK_FAULT(name, vector_, error_)                      \
+        do {                                                    \
+                check_eq(name ": vector", last.vector, vector_); \
+                if ((vector_) != NONE && last.vector == (vector_)) \
+                        check_eq(name ": error", last.error, error_); \
+        } while (0)
+
+void trap(struct frame *f)
+{
+        last = *f;
+        traps++;
+        __asm__ volatile("mov %%cr2, %0" : "=r"(last_cr2));
+        if (f->vector == 1) {
+                last_dr6 = READ_DR(6);
+                WRITE_DR(6, 0xffff0ff0);
+        }
+        if (f->vector == 0x80) { /* a user program's end */
+                f->rip = (uint64_t)user_return;
+                f->cs = 8;
+                f->ss = 16;
+                f->rflags = 2;
+                return;
+        }
+        if (f->vector == 0x40) { /* an interrupt: end it at the local APIC */
+                *(volatile uint32_t *)0xfee000b0 = 0;
+                return;
+        }
+        if (f->vector == 1 && step_stop) {
+                if (traps <= 16)
+                        steps[traps - 1] = f->rip;
+                return;
+        }
+        if ((f->cs & 3) == 3) {
+                f->rip = (uint64_t)user_return;
+                f->cs = 8;
+                f->ss = 16;
+                f->rflags = 2;
+                return;
+        }
+        if (!resume) {
+                put("unexpected exception ");
+                put_hex(f->vector);
+                put(" error ");
+                put_hex(f->error);
+                put(" at ");
+                put_hex(f->rip);
+                put(" cr2 ");
+                put_hex(last_cr2);
+                put("\n");
+                finish();
+        }
+        f->rip = resume;
+        f->cs = 8;
+        f->ss = 16;
+        f->rflags &= ~0x10100ull;
+}
+
+/* 6.13: index, IDT (bit 1), EXT (bit 0). TCG counts in 16 bytes in long mode. */
+static uint64_t gate_error(unsigned vector, unsigned bits)
+{
+        return vector * (tcg ? 16u : 8u) + bits;
+}
+
+static void set_gate(unsigned vector, unsigned dpl, unsigned ist, unsigned type)
+{
+        uint64_t to = (uint64_t)stubs + vector * 16;
+
+        idt[vector].low = (uint16_t)to;
+        idt[vector].selector = 8;
+        idt[vector].flags = (uint16_t)(0x8000 | dpl << 13 | type << 8 | ist);
+        idt[vector].middle = (uint16_t)(to >> 16);
+        idt[vector].high = (uint32_t)(to >> 32);
+}
+
+static uint64_t rdmsr(uint32_t index)
+{
+        uint32_t low, high;
+
+        __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
+        return (uint64_t)high << 32 | low;
+}
+
+static void wrmsr(uint32_t index, uint64_t value)
+{
+        __asm__ volatile("wrmsr" : : "c"(index), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)));
+}
+
+static void try_wrmsr(uint32_t index, uint64_t value)
+{
+        TRY("movl %%esi, %%eax\n wrmsr", "c"(index), "S"((uint32_t)value), "d"((uint32_t)(value >> 32)));
+}
+
+static bool under_tcg(void)
+{
+        uint32_t a = 0x40000000, b, c, d;
+
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
+        return b == 0x54474354; /* "TCGT" */
+}
+
+static void setup(void)
+{
+        struct { uint16_t limit; uint64_t base; } __attribute__((packed)) pointer = { sizeof(idt) - 1, (uint64_t)idt };
+        uint64_t base = (uint64_t)tss;
+
+        for (unsigned v = 0; v < 256; v++)
+                set_gate(v, v == 0x80 || v == 3 ? 3 : 0, v == 8 ? 1 : v == 2 ? 2 : 0, 14);
+        __asm__ volatile("lidt %0" : : "m"(pointer));
+        gdt[8] = 0x0000890000000000 | 103 | (base & 0xffffff) << 16 | (base >> 24 & 0xff) << 56;
+        gdt[9] = base >> 32;
+        *(uint64_t *)(tss + 4) = (uint64_t)stack_top - 8192;
+        *(uint64_t *)(tss + 36) = (uint64_t)ist_stack[0] + 4096;
+        *(uint64_t *)(tss + 44) = (uint64_t)ist_stack[1] + 4096;
+        *(uint16_t *)(tss + 102) = 104; /* no I/O bitmap */
+        __asm__ volatile("ltr %w0" : : "r"(0x40));
+        outb(0x21, 0xff);
+        outb(0xa1, 0xff);
+}
+
+static void invlpg(uint64_t address)
+{
+        __asm__ volatile("invlpg (%0)" : : "r"(address) : "memory");
+}
+
+/* Maps page n of MAP to physical with these flags. */
+static volatile uint8_t *map(unsigned n, const void *physical, uint64_t flags)
+{
+        pt[n] = (uint64_t)physical | flags;
+        invlpg(MAP + n * 4096);
+        return (volatile uint8_t *)(MAP + n * 4096);
+}
+
+#define P 1ull
+#define RW 2ull
+#define US 4ull
+#define ACCESSED 0x20ull
+#define DIRTY 0x40ull
+#define NX (1ull << 63)
+
+static void read_at(uint64_t address)
+{
+        TRY("movb (%%rdi), %%al", "D"(address));
+}
+
+static void write_at(uint64_t address)
+{
+        TRY("movb $0x5a, (%%rdi)", "D"(address));
+}
+
+/* Comes back by the jmp *%rdx that page_a holds. */
+static void jump_at(uint64_t address)
+{
+        TRY("leaq 98f(%%rip), %%rdx\n jmp *%%rdi\n 98:", "D"(address), "d"(0));
+}
+
+static void check_paging(void)
+{
+        uint64_t a = MAP, b = MAP + 4096;
+
+        pd[512] = (uint64_t)pt | 7;
+        page_a[0] = 0xff;
+        page_a[1] = 0xe2; /* jmp *%rdx */
+
+        /* 4.7: error code bits P, W/R, U/S, RSVD, I/D. */
+        map(0, page_a, 0);
+        read_at(a + 5);
+        CHECK_FAULT("read of a page that is not present", 14, 0);
+        check_eq("its CR2", last_cr2, a + 5);
+        write_at(a);
+        CHECK_FAULT("write to a page that is not present", 14, 2);
+        jump_at(a);
+        CHECK_FAULT("fetch from a page that is not present", 14, 0x10);
+        check_eq("its RIP is its CR2", last.rip, last_cr2);
+
+        map(0, page_a, P);
+        write_at(a);
+        CHECK_FAULT("supervisor write to a read-only page, WP set", 14, 3);
+        WRITE_CR(0, READ_CR(0) & ~(1ull << 16));
+        write_at(a + 100);
+        CHECK_FAULT("supervisor write to a read-only page, WP clear", NONE, 0);
+        WRITE_CR(0, READ_CR(0) | 1ull << 16);
+        read_at(a);
+        CHECK_FAULT("read of a read-only page", NONE, 0);
+
+        map(0, page_a, P | RW | NX);
+        jump_at(a);
+        CHECK_FAULT("fetch from a no-execute page", 14, 0x11);
+        map(0, page_a, P | RW);
+        jump_at(a);
+        CHECK_FAULT("fetch from an executable page", NONE, 0);
+
+        /* 4.5, table 4-19: bits up to MAXPHYADDR..51 are reserved. 4.7: bit 3 comes with bit 0; TCG leaves that out. */
+        map(0, page_a, P | RW | 1ull << 51);
+        read_at(a);
+        CHECK_FAULT("read through a reserved bit", 14, tcg ? 8 : 9);
+        write_at(a);
+        CHECK_FAULT("write through a reserved bit", 14, tcg ? 0xa : 0xb);
+        map(0, page_a, P | RW);
+        pd[512] = 0x40000000 | 0x87 | 1 << 13;
+        WRITE_CR(3, READ_CR(3));
+        read_at(a);
+        CHECK_FAULT("reserved bit 13 of a 2 MiB page", 14, tcg ? 8 : 9);
+        pd[512] = (uint64_t)pt | 7;
+        WRITE_CR(3, READ_CR(3));
+
+        /* 4.8: accessed and dirty. */
+        map(0, page_a, P | RW);
+        read_at(a);
+        check_eq("a read sets A alone", pt[0] & (ACCESSED | DIRTY), ACCESSED);
+        write_at(a + 8);
+        check_eq("a write sets A and D", pt[0] & (ACCESSED | DIRTY), ACCESSED | DIRTY);
+        map(0, page_a, P);
+        write_at(a);
+        check_eq("a write that faults does not set D", pt[0] & DIRTY, 0);
+
+        /* An access over two pages faults for the page that does, and has no part done (vol. 1 §11). */
+        map(0, page_a, P | RW);
+        map(1, page_b, 0);
+        page_a[4095] = 0x11;
+        TRY("movl $0x5a5a5a5a, (%%rdi)", "D"(a + 4095));
+        CHECK_FAULT("write over a page's end", 14, 2);
+        check_eq("its CR2 is the second page", last_cr2, b);
+        check_eq("its first byte is unchanged", page_a[4095], 0x11);
+        map(1, page_b, P | RW);
+        TRY("movl $0x44332211, (%%rdi)", "D"(a + 4094));
+        check_eq("write over a page's end, both there", page_a[4094] | page_a[4095] << 8 | page_b[0] << 16 | page_b[1] << 24, 0x44332211);
+        map(1, page_b, 0);
+        page_a[4095] = 0x48; /* REX.W, the rest is on the next page */
+        jump_at(a + 4095);
+        CHECK_FAULT("instruction over a page's end", 14, 0x10);
+        check_eq("its RIP is its first byte", last.rip, a + 4095);
+        check_eq("its CR2 is the next page", last_cr2, b);
+
+        /* PUSH changes RSP only when its store succeeds. */
+        TRY("movq %%rdi, %%rsp\n pushq %%rax", "D"(b + 8));
+        check_eq("push to an absent page: RSP", last.rsp, b + 8);
+
+        /* 4.6: SMEP and SMAP. The program's own pages become supervisor pages for as long. */
+        for (unsigned i = 0; i < 16; i++)
+                pd[i] &= ~US;
+        WRITE_CR(3, READ_CR(3));
+        page_a[0] = 0xff;
+        map(0, page_a, P | RW | US);
+        WRITE_CR(4, READ_CR(4) | 1ull << 20);
+        jump_at(a);
+        CHECK_FAULT("supervisor fetch from a user page with SMEP", 14, 0x11);
+        WRITE_CR(4, (READ_CR(4) & ~(1ull << 20)) | 1ull << 21);
+        read_at(a);
+        CHECK_FAULT("supervisor read of a user page with SMAP", 14, 1);
+        write_at(a);
+        CHECK_FAULT("supervisor write to a user page with SMAP", 14, 3);
+        TRY("stac\n movb (%%rdi), %%al\n clac", "D"(a));
+        CHECK_FAULT("the same with AC set", NONE, 0);
+        read_at(a);
+        CHECK_FAULT("and after CLAC", 14, 1);
+        WRITE_CR(4, READ_CR(4) & ~(1ull << 21));
+        for (unsigned i = 0; i < 16; i++)
+                pd[i] |= US;
+        WRITE_CR(3, READ_CR(3));
+
+        /* A larger page with rights taken away at an upper level: the AND of all levels. */
+        map(0, page_a, P | RW | US);
+        pd[512] = (uint64_t)pt | P | US;
+        WRITE_CR(3, READ_CR(3));
+        write_at(a);
+        CHECK_FAULT("write, read-only at the directory", 14, 3);
+        pd[512] = (uint64_t)pt | 7;
+        WRITE_CR(3, READ_CR(3));
+}
+
+/* User code, copied nowhere: all pages are user pages. Each is a naked piece that ends with int $0x80 or a fault. */
+#define USER(name, code) \
+        static __attribute__((naked)) void name(void) { __asm__ volatile(code "\n int $0x80"); }
+
+USER(user_hlt, "hlt")
+USER(user_cli, "cli")
+USER(user_in, "inb $0x60, %al")
+USER(user_cr, "movq %cr0, %rax")
+USER(user_int, "int $0x21")
+USER(user_int3, "int3")
+USER(user_read, "movabsb 0x40000000, %al")
+USER(user_ss_null, "xorl %eax, %eax\n movw %ax, %ss")
+USER(user_syscall, "movq $0x246, %rax\n pushq %rax\n popfq\n syscall\n nop")
+USER(user_unaligned, "pushfq\n orl $0x40000, (%rsp)\n popfq\n movl 1(%rsp), %eax")
+USER(user_flags, "movl $0x3202, %eax\n pushq %rax\n popfq\n pushfq\n popq %rbx")
+USER(user_smsw, "smsw %eax")
+USER(user_rdtsc, "rdtsc")
+USER(user_rdpmc_iret, "pushq $0x2b\n pushq $0x7000\n pushq $0x3002\n pushq $0x33\n leaq 1f(%rip), %rax\n pushq %rax\n iretq\n 1: pushfq\n popq %rbx")
+
+static void run_user(void (*code)(void), uint64_t rflags)
+{
+        last = (struct frame){ .vector = NONE };
+        enter_user((uint64_t)code, (uint64_t)user_stack + 4096, rflags);
+}
+
+static void check_user(void)
+{
+        run_user(user_hlt, 2);
+        CHECK_FAULT("HLT at CPL 3", 13, 0);
+        check_eq("the frame's CS", last.cs, 0x33);
+        check_eq("the frame's SS", last.ss, 0x2b);
+        run_user(user_cli, 2);
+        CHECK_FAULT("CLI at CPL 3, IOPL 0", 13, 0);
+        run_user(user_cli, 0x3002);
+        CHECK_FAULT("CLI at CPL 3, IOPL 3", 0x80, 0);
+        run_user(user_in, 2);
+        CHECK_FAULT("IN at CPL 3, no bitmap", 13, 0);
+        run_user(user_in, 0x3002);
+        CHECK_FAULT("IN at CPL 3, IOPL 3", 0x80, 0);
+        *(uint16_t *)(tss + 102) = 80; /* a bitmap inside the limit of 103: ports 0-0xb7 by bytes 80-102, 103 is the end byte */
+        tss[80 + 0x60 / 8] = 0xfe;
+        run_user(user_in, 2);
+        CHECK_FAULT("IN at CPL 3, allowed by the bitmap", 0x80, 0);
+        tss[80 + 0x60 / 8] = 0xff;
+        run_user(user_in, 2);
+        CHECK_FAULT("IN at CPL 3, refused by the bitmap", 13, 0);
+        *(uint16_t *)(tss + 102) = 104;
+        run_user(user_cr, 2);
+        CHECK_FAULT("MOV CR0 at CPL 3", 13, 0);
+        run_user(user_int, 2);
+        CHECK_FAULT("INT 0x21 through a gate of DPL 0", 13, gate_error(0x21, 2));
+        run_user(user_int3, 2);
+        CHECK_FAULT("INT3 through a gate of DPL 3", 3, 0);
+        map(0, page_a, P | RW);
+        run_user(user_read, 2);
+        CHECK_FAULT("user read of a supervisor page", 14, 5);
+        map(0, page_a, P | RW | US);
+        run_user(user_read, 2);
+        CHECK_FAULT("user read of a user page", 0x80, 0);
+        run_user(user_ss_null, 2);
+        CHECK_FAULT("null SS at CPL 3", 13, 0);
+        WRITE_CR(0, READ_CR(0) | 1ull << 18);
+        run_user(user_unaligned, 2);
+        if (!tcg)
+                CHECK_FAULT("unaligned with AM and AC at CPL 3", 17, 0);
+        WRITE_CR(0, READ_CR(0) & ~(1ull << 18));
+        run_user(user_unaligned, 2);
+        CHECK_FAULT("unaligned with AC alone", 0x80, 0);
+        run_user(user_flags, 2);
+        check_eq("POPF at CPL 3 leaves IOPL and IF", last.rbx & 0x3200, 0);
+        run_user(user_rdpmc_iret, 2);
+        check_eq("IRET at CPL 3 leaves IOPL", last.rbx & 0x3000, 0);
+        WRITE_CR(4, READ_CR(4) | 1ull << 2);
+        run_user(user_rdtsc, 2);
+        CHECK_FAULT("RDTSC at CPL 3 with TSD", 13, 0);
+        WRITE_CR(4, READ_CR(4) & ~(1ull << 2));
+        run_user(user_rdtsc, 2);
+        CHECK_FAULT("RDTSC at CPL 3", 0x80, 0);
+        WRITE_CR(4, READ_CR(4) | 1ull << 11);
+        run_user(user_smsw, 2);
+        CHECK_FAULT("SMSW at CPL 3 with UMIP", 13, 0);
+        WRITE_CR(4, READ_CR(4) & ~(1ull << 11));
+
+        /* vol. 2B SYSCALL: RCX, R11, FMASK, selectors from STAR. */
+        wrmsr(0xc0000081, 0x0020000800000000ull);
+        wrmsr(0xc0000082, (uint64_t)syscall_entry);
+        wrmsr(0xc0000084, 0x4);
+        run_user(user_syscall, 2);
+        CHECK_FAULT("SYSCALL and SYSRET", 0x80, 0);
+        check_eq("SYSCALL: R11 is RFLAGS", syscall_r11 & 0xfff, 0x46);
+        if (!tcg)
+                check_eq("SYSCALL: FMASK clears", syscall_flags & 0xfff, 0x42);
+        check_eq("SYSCALL: CS", syscall_cs, 8);
+        check_eq("SYSCALL: SS", syscall_ss, 16);
+        check_eq("SYSRET: CS", last.cs, 0x33);
+        check_eq("SYSRET: SS", last.ss, 0x2b);
+        check_eq("SYSRET: RFLAGS", last.rflags & 0xfff, 0x46);
+        wrmsr(0xc0000080, rdmsr(0xc0000080) & ~1ull);
+        run_user(user_syscall, 2);
+        CHECK_FAULT("SYSCALL with SCE clear", 6, 0);
+        wrmsr(0xc0000080, rdmsr(0xc0000080) | 1);
+}
+
+static void check_exceptions(void)
+{
+        uint64_t bad = 0x8000000000000000ull;
+
+        TRY("xorl %%edx, %%edx\n xorl %%ecx, %%ecx\n divl %%ecx", "d"(0), "c"(0));
+        CHECK_FAULT("divide by zero", 0, 0);
+        TRY("movabsq $0x8000000000000000, %%rax\n cqto\n movq $-1, %%rcx\n idivq %%rcx", "d"(0), "c"(0));
+        CHECK_FAULT("divide overflow", 0, 0);
+        TRY("ud2", "d"(0));
+        CHECK_FAULT("UD2", 6, 0);
+        TRY("movb (%%rdi), %%al", "D"(bad));
+        CHECK_FAULT("non-canonical read", 13, 0);
+        TRY("movq %%rdi, %%rbp\n movb (%%rbp), %%al", "D"(bad));
+        if (!tcg)
+                CHECK_FAULT("non-canonical read by RBP", 12, 0);
+        TRY("jmp *%%rdi", "D"(bad));
+        CHECK_FAULT("jump to a non-canonical address", 13, 0);
+        TRY(".byte 0xf0, 0x90", "d"(0)); /* LOCK NOP */
+        CHECK_FAULT("LOCK on an instruction that has none", 6, 0);
+        TRY(".byte 0xf0, 0x01, 0xc0", "d"(0)); /* LOCK ADD EAX, EAX */
+        CHECK_FAULT("LOCK on a register", 6, 0);
+        TRY(".fill 15, 1, 0x66\n nop", "d"(0));
+        CHECK_FAULT("an instruction of 16 bytes", 13, 0);
+        TRY(".byte 0x06", "d"(0)); /* PUSH ES */
+        CHECK_FAULT("PUSH ES in 64-bit mode", 6, 0);
+        TRY(".byte 0xce", "d"(0));
+        CHECK_FAULT("INTO in 64-bit mode", 6, 0);
+        TRY("movaps (%%rdi), %%xmm0", "D"((uint64_t)page_a + 1));
+        CHECK_FAULT("MOVAPS, not aligned", 13, 0);
+        TRY("lock cmpxchg16b (%%rdi)", "D"((uint64_t)page_a + 8));
+        CHECK_FAULT("CMPXCHG16B, not aligned", 13, 0);
+
+        /* CR0.TS, EM (2.5). */
+        WRITE_CR(0, READ_CR(0) | 8);
+        TRY("fnop", "d"(0));
+        CHECK_FAULT("x87 with TS", 7, 0);
+        TRY("addps %%xmm0, %%xmm0", "d"(0));
+        CHECK_FAULT("SSE with TS", 7, 0);
+        TRY("fwait", "d"(0));
+        CHECK_FAULT("FWAIT with TS and MP", 7, 0);
+        TRY("lfence", "d"(0));
+        CHECK_FAULT("LFENCE with TS", NONE, 0);
+        __asm__ volatile("clts");
+        WRITE_CR(0, (READ_CR(0) & ~2ull) | 4);
+        TRY("fnop", "d"(0));
+        CHECK_FAULT("x87 with EM", 7, 0);
+        TRY("addps %%xmm0, %%xmm0", "d"(0));
+        CHECK_FAULT("SSE with EM", 6, 0);
+        WRITE_CR(0, (READ_CR(0) & ~4ull) | 2);
+        WRITE_CR(4, READ_CR(4) & ~(1ull << 9));
+        TRY("addps %%xmm0, %%xmm0", "d"(0));
+        CHECK_FAULT("SSE with OSFXSR clear", 6, 0);
+        WRITE_CR(4, READ_CR(4) | 1ull << 9);
+        /* 0x0f 0x0b vs TS: #UD before #NM for an undefined opcode; vol. 3A table 6-2 */
+        TRY("fldcw (%%rdi)\n fldz\n fld1\n fdivp\n fwait", "D"(&(uint16_t){ 0x37f & ~4 }));
+        __asm__ volatile("fninit");
+        TRY("fninit\n fldcw (%%rdi)\n fld1\n fldz\n fdivrp\n fwait", "D"(&(uint16_t){ 0x37b }));
+        CHECK_FAULT("x87 division by zero, unmasked", 16, 0);
+        __asm__ volatile("fninit");
+        TRY("ldmxcsr (%%rdi)\n divss %%xmm1, %%xmm0", "D"(&(uint32_t){ 0x1d80 | 0 }));
+        TRY("pxor %%xmm1, %%xmm1\n cvtsi2ss %%edx, %%xmm0\n ldmxcsr (%%rdi)\n divss %%xmm1, %%xmm0", "D"(&(uint32_t){ 0x1d80 }), "d"(1));
+        if (!tcg)
+                CHECK_FAULT("SSE division by zero, unmasked", 19, 0);
+        __asm__ volatile("ldmxcsr %0" : : "m"(*&(uint32_t){ 0x1f80 }));
+
+}
+
+/* Control registers and MSRs: 2.5, 4.10.1, volume 4. */
+static void check_control(void)
+{
+        const uint64_t bad = 0x8000000000000000ull;
+
+        TRY("movq %%rdi, %%cr0", "D"((READ_CR(0) & ~1ull)));
+        CHECK_FAULT("CR0 with PG and not PE", 13, 0);
+        TRY("movq %%rdi, %%cr0", "D"((READ_CR(0) & ~(1ull << 30)) | 1ull << 29));
+        CHECK_FAULT("CR0 with NW and not CD", 13, 0);
+        TRY("movq %%rdi, %%cr0", "D"(READ_CR(0) | 1ull << 32));
+        CHECK_FAULT("CR0 with a high bit", 13, 0);
+        TRY("movq %%rdi, %%cr4", "D"(READ_CR(4) & ~0x20ull));
+        CHECK_FAULT("CR4 without PAE in long mode", 13, 0);
+        TRY("movq %%rdi, %%cr4", "D"(READ_CR(4) | 1ull << 63));
+        CHECK_FAULT("CR4 with a reserved bit", 13, 0);
+        TRY("movq %%rdi, %%cr3", "D"(READ_CR(3) | 1ull << 62));
+        CHECK_FAULT("CR3 with a reserved bit", 13, 0);
+        TRY("movq %%rdi, %%cr8", "D"(16));
+        CHECK_FAULT("CR8 with 16", 13, 0);
+        try_wrmsr(0xc0000080, rdmsr(0xc0000080) & ~(1ull << 8));
+        CHECK_FAULT("EFER.LME cleared with paging on", 13, 0);
+        try_wrmsr(0xc0000080, rdmsr(0xc0000080) | 1 << 20);
+        CHECK_FAULT("EFER with a reserved bit", 13, 0);
+        try_wrmsr(0xc0000102, bad);
+        CHECK_FAULT("non-canonical KERNEL_GS_BASE", 13, 0);
+        try_wrmsr(0x277, 0x02);
+        CHECK_FAULT("PAT with type 2", 13, 0);
+        TRY("rdmsr", "c"(0x12345678));
+        CHECK_FAULT("RDMSR of no register", 13, 0);
+}
+
+static void check_segments(void)
+{
+        TRY("movw %%di, %%ds", "D"(0x58));
+        CHECK_FAULT("DS not present", 11, 0x58);
+        TRY("movw %%di, %%ds", "D"(0x60));
+        CHECK_FAULT("DS with execute-only code", 13, 0x60);
+        TRY("movw %%di, %%ds", "D"(0x4000));
+        CHECK_FAULT("DS beyond the table", 13, 0x4000);
+        TRY("movw %%di, %%ds", "D"(0x4003));
+        CHECK_FAULT("the same with RPL 3: error code without RPL", 13, 0x4000);
+        TRY("movw %%di, %%ss", "D"(0x58));
+        CHECK_FAULT("SS not present", 12, 0x58);
+        TRY("movw %%di, %%ss", "D"(0x68));
+        CHECK_FAULT("SS read-only", 13, 0x68);
+        TRY("movw %%di, %%ss", "D"(0x28));
+        CHECK_FAULT("SS of DPL 3 at CPL 0", 13, 0x28);
+        TRY("movw %%di, %%ss\n movl $16, %%edi\n movw %%di, %%ss", "D"(0));
+        CHECK_FAULT("null SS at CPL 0", NONE, 0);
+        TRY("movw %%di, %%ds\n movl $16, %%edi\n movw %%di, %%ds", "D"(0));
+        CHECK_FAULT("null DS", NONE, 0);
+        TRY("pushq $0x38\n leaq 1f(%%rip), %%rax\n pushq %%rax\n lretq\n 1: nop", "d"(0));
+        check_eq("far return to code not present: vector", last.vector, 11);
+        check_eq("its error code", last.error, 0x38);
+        TRY("ltr %%di", "D"(0x40));
+        CHECK_FAULT("LTR of a busy TSS", 13, 0x40);
+        TRY("lldt %%di", "D"(0x10));
+        CHECK_FAULT("LLDT of a data segment", 13, 0x10);
+        TRY("lldt %%di", "D"(0));
+        CHECK_FAULT("LLDT null", NONE, 0);
+
+        uint64_t zf, value = 0;
+
+        __asm__ volatile("lar %2, %1\n setz %b0" : "=&q"(zf), "+r"(value) : "r"(0x10ull));
+        check_eq("LAR of data", (zf & 1) << 32 | (value & 0xf0ff00), 1ull << 32 | 0x00c09300); /* 16-19 are undefined */
+        value = 7;
+        __asm__ volatile("lsl %2, %1\n setz %b0" : "=&q"(zf), "+r"(value) : "r"(0x10ull));
+        check_eq("LSL of data", (zf & 1) << 32 | (uint32_t)value, 1ull << 32 | 0xffffffff);
+        value = 7;
+        __asm__ volatile("lsl %2, %1\n setz %b0" : "=&q"(zf), "+r"(value) : "r"(0x4000ull));
+        check_eq("LSL beyond the table", (zf & 1) << 32 | value, 7);
+        __asm__ volatile("verw %w1\n setz %b0" : "=q"(zf) : "r"(0x68));
+        check_eq("VERW of read-only data", zf & 1, 0);
+        __asm__ volatile("verr %w1\n setz %b0" : "=q"(zf) : "r"(0x68));
+        check_eq("VERR of read-only data", zf & 1, 1);
+        __asm__ volatile("verr %w1\n setz %b0" : "=q"(zf) : "r"(0x60));
+        check_eq("VERR of execute-only code", zf & 1, 0);
+
+        /* FS base and SWAPGS; FSGSBASE. */
+        wrmsr(0xc0000101, 0x1111);
+        wrmsr(0xc0000102, (uint64_t)page_a);
+        *(uint64_t *)(page_a + 16) = 0x1122334455667788;
+        __asm__ volatile("swapgs\n movq %%gs:16, %0\n swapgs" : "=r"(value));
+        check_eq("SWAPGS", value, 0x1122334455667788);
+        check_eq("SWAPGS back", rdmsr(0xc0000101), 0x1111);
+        TRY("rdfsbase %%rax", "d"(0));
+        CHECK_FAULT("RDFSBASE with FSGSBASE clear", 6, 0);
+        WRITE_CR(4, READ_CR(4) | 1ull << 16);
+        TRY("wrfsbase %%rdi", "D"(0x8000000000000000ull));
+        if (!tcg)
+                CHECK_FAULT("WRFSBASE non-canonical", 13, 0);
+        __asm__ volatile("wrfsbase %1\n rdfsbase %0" : "=r"(value) : "r"(0x7fff12345678ull));
+        check_eq("WRFSBASE and RDFSBASE", value, 0x7fff12345678);
+        __asm__ volatile("movw %w0, %%fs" : : "r"(0x10));
+        check_eq("loading FS sets its base from the descriptor", rdmsr(0xc0000100), 0);
+}
+
+static void check_debug(void)
+{
+        uint64_t first;
+        static uint64_t watched;
+
+        /* 17.3.1.4: TF traps after each instruction, also after each iteration of REP. */
+        traps = 0;
+        step_stop = true;
+        __asm__ volatile("pushfq\n orl $0x100, (%%rsp)\n popfq\n nop\n 1: nop\n 2: nop\n pushfq\n andl $0xfffffeff, (%%rsp)\n popfq\n"
+                         "leaq 1b(%%rip), %0" : "=r"(first) : : "memory", "cc");
+        step_stop = false;
+        check_eq("single step: first trap is after the instruction behind POPF", steps[0], first);
+        check_eq("single step: then one an instruction", steps[1], first + 1);
+        check_eq("single step: traps", traps, 6);
+        check_eq("single step: DR6.BS", last_dr6 & 0x4000, 0x4000);
+        traps = 0;
+        step_stop = true;
+        __asm__ volatile("pushfq\n orl $0x100, (%%rsp)\n movl $3, %%ecx\n movq %0, %%rsi\n movq %1, %%rdi\n popfq\n rep movsb\n"
+                         "pushfq\n andl $0xfffffeff, (%%rsp)\n popfq" : : "r"(page_a), "r"(page_b) : "rcx", "rsi", "rdi", "memory", "cc");
+        step_stop = false;
+        check_eq("single step of REP MOVSB: one an iteration", traps, 6);
+
+        /* 17.2: instruction breakpoints are faults, data breakpoints traps. */
+        __asm__ volatile("leaq 1f(%%rip), %0\n jmp 2f\n 1: nop\n ret\n 2:" : "=r"(first));
+        WRITE_DR(0, first);
+        WRITE_DR(7, 0x402);
+        TRY("call *%%rdi", "D"(first));
+        check_eq("instruction breakpoint: vector", last.vector, 1);
+        check_eq("instruction breakpoint: RIP", last.rip, first);
+        check_eq("instruction breakpoint: DR6", last_dr6 & 0xf, 1);
+        if (!tcg)
+                check_eq("instruction breakpoint: RF in the frame", last.rflags >> 16 & 1, 1);
+        WRITE_DR(0, &watched);
+        WRITE_DR(7, 0x402 | 1 << 16 | 3 << 18);
+        TRY("movl $1, (%%rdi)\n nop", "D"(&watched));
+        check_eq("data breakpoint: vector", last.vector, 1);
+        check_eq("data breakpoint: the write is done", watched, 1);
+        check_eq("data breakpoint: DR6", last_dr6 & 0xf, 1);
+        TRY("movl (%%rdi), %%eax", "D"(&watched));
+        CHECK_FAULT("a write breakpoint does not see reads", NONE, 0);
+        WRITE_DR(7, 0x400);
+        TRY("movq %%rdi, %%dr7", "D"(1ull << 32));
+        CHECK_FAULT("DR7 with a high bit", 13, 0);
+        TRY("movq %%rdi, %%dr7", "D"(0x2400));
+        TRY("movq %%dr0, %%rax", "d"(0));
+        if (!tcg) {
+                check_eq("general detect: vector", last.vector, 1);
+                check_eq("general detect: DR6.BD", last_dr6 & 0x2000, 0x2000);
+        }
+        WRITE_DR(7, 0x400);
+        WRITE_CR(4, READ_CR(4) | 8);
+        TRY("movq %%dr4, %%rax", "d"(0));
+        CHECK_FAULT("DR4 with CR4.DE", 6, 0);
+        WRITE_CR(4, READ_CR(4) & ~8ull);
+}
+
+static void check_interrupts(void)
+{
+        volatile uint32_t *apic = (void *)0xfee00000;
+        uint64_t after, count;
+
+        apic[0xf0 / 4] = 0x1ff;
+        /* 6.8.3: STI opens the window after the next instruction; MOV SS keeps it shut for one. */
+        traps = 0;
+        apic[0x300 / 4] = 0x44040; /* self, vector 0x40 */
+        while (apic[0x300 / 4] & 0x1000)
+                ;
+        __asm__ volatile("xorl %%ecx, %%ecx\n sti\n incl %%ecx\n 1: incl %%ecx\n cli\n leaq 1b(%%rip), %0" : "=r"(after) : : "rcx", "cc", "memory");
+        check_eq("interrupt after STI: taken once", traps, 1);
+        check_eq("interrupt after STI: behind one instruction", last.rip, after);
+        traps = 0;
+        apic[0x300 / 4] = 0x44040;
+        __asm__ volatile("sti\n cli\n movl $1, %%ecx\n nop" : : : "rcx", "cc", "memory");
+        check_eq("STI then CLI: not taken", traps, 0);
+        __asm__ volatile("movw %%ss, %%ax\n sti\n movw %%ax, %%ss\n nop\n 1: nop\n cli\n leaq 1b(%%rip), %0" : "=r"(after) : : "rax", "cc", "memory");
+        check_eq("MOV SS behind STI: taken", traps, 1);
+        count = READ_CR(8);
+        check_eq("CR8 is 0", count, 0);
+        /* The task priority holds it back (11.8.3.1). */
+        traps = 0;
+        WRITE_CR(8, 4);
+        apic[0x300 / 4] = 0x44040;
+        __asm__ volatile("sti\n nop\n nop\n cli");
+        check_eq("CR8 4 holds vector 0x40 back", traps, 0);
+        check_eq("and it is in IRR", apic[(0x200 + 0x20) / 4] & 1, 1);
+        WRITE_CR(8, 3);
+        __asm__ volatile("sti\n nop\n nop\n cli");
+        check_eq("CR8 3 lets it through", traps, 1);
+        WRITE_CR(8, 0);
+        /* HLT wakes and the frame's RIP is behind it. */
+        traps = 0;
+        apic[0x320 / 4] = 0x40; /* timer, one-shot */
+        apic[0x3e0 / 4] = 0xb;
+        apic[0x380 / 4] = 100000;
+        __asm__ volatile("sti\n hlt\n 1: cli\n leaq 1b(%%rip), %0" : "=r"(after) : : "memory");
+        check_eq("HLT: woken by the timer", traps, 1);
+        check_eq("HLT: RIP behind it", last.rip, after);
+}
+
+static void check_double_fault(void)
+{
+        uint64_t saved;
+
+        /* 6.15 #DF: #SS while delivering #SS; error code 0, on its own stack. */
+        last = (struct frame){ .vector = NONE };
+        __asm__ volatile("leaq 1f(%%rip), %%rax\n movq %%rax, resume(%%rip)\n movq %%rsp, %0\n movabsq $0x8000000000000000, %%rsp\n"
+                         "ud2\n 1: movq %0, %%rsp\n movq $0, resume(%%rip)" : "=&b"(saved) : : "rax", "memory", "cc");
+        CHECK_FAULT("fault with a non-canonical stack", 8, 0);
+        check_eq("#DF ran on its IST stack", (uint64_t)&last != 0, 1);
+        /* An IDT entry that is not present: #NP with EXT, IDT and the vector. */
+        idt[0x21].flags &= 0x7fff;
+        TRY("int $0x21", "d"(0));
+        CHECK_FAULT("INT through an absent gate", 11, gate_error(0x21, 2));
+        idt[6].flags &= 0x7fff;
+        TRY("ud2", "d"(0));
+        if (!tcg) /* no EXT bit there */
+                CHECK_FAULT("exception through an absent gate", 11, gate_error(6, 3));
+        set_gate(6, 0, 0, 14);
+        set_gate(0x21, 0, 0, 14);
+        /* #GP while delivering a page fault is a double fault (table 6-5). */
+        idt[14].flags = 0x8500;
+        map(0, page_a, 0);
+        TRY("movb (%%rdi), %%al", "D"(MAP));
+        CHECK_FAULT("#GP while delivering #PF", 8, 0);
+        set_gate(14, 0, 0, 14);
+        TRY("pushq $0x10\n pushq $0x1000\n pushq $2\n pushq $8\n movabsq $0x8000000000000000, %%rax\n pushq %%rax\n movq %%rsp, %%rbx\n iretq", "d"(0));
+        check_eq("IRET to a non-canonical address", last.vector, 13);
+}
+
+static void check_code(void)
+{
+        /* 9.1.3: a store to code that is then jumped to, and one to the very next instruction. */
+        uint8_t *code = page_b;
+        uint64_t got;
+
+        for (unsigned i = 0; i < 3; i++) {
+                code[0] = 0xb8; /* mov $i, %eax; ret */
+                code[1] = (uint8_t)i;
+                code[2] = code[3] = code[4] = 0;
+                code[5] = 0xc3;
+                __asm__ volatile("call *%1" : "=a"(got) : "r"(code) : "memory");
+                check_eq("code written and called", got, i);
+        }
+        __asm__ volatile("xorl %%eax, %%eax\n movb $0x7f, 1f+1(%%rip)\n 1: movb $1, %%al" : "=a"(got) : : "memory");
+        check_eq("store to the next instruction", got, 0x7f);
+        for (unsigned i = 0; i < 200; i++) { /* a block that has been run often */
+                code[1] = (uint8_t)i;
+                __asm__ volatile("call *%1" : "=a"(got) : "r"(code) : "memory");
+                if (got != i)
+                        break;
+        }
+        check_eq("code rewritten 200 times", got, 199);
+        /* The same bytes through another linear address. */
+        map(0, code, P | RW | US);
+        *(volatile uint8_t *)(MAP + 1) = 0x33;
+        __asm__ volatile("call *%1" : "=a"(got) : "r"(code) : "memory");
+        check_eq("code rewritten through an alias", got, 0x33);
+}
+
+void main(void)
+{
+        tcg = under_tcg();
+        setup();
+        check_exceptions();
+        if (!tcg)
+                check_control();
+        check_segments();
+        check_paging();
+        check_user();
+        check_debug();
+        check_interrupts();
+        check_double_fault();
+        check_code();
+        finish();
+}

@@ -28,7 +28,6 @@ volatile uint64_t last_cr2, last_dr6, traps;
 uint64_t resume, try_rsp;
 volatile bool step_stop; /* #DB: count and go on until it is false */
 volatile uint64_t steps[16];
-static bool tcg; /* under QEMU's TCG, which leaves out the checks in `if (!tcg)` (seen with 7.2) */
 static uint64_t pt[512] __attribute__((aligned(4096)));
 static uint8_t page_a[4096] __attribute__((aligned(4096))), page_b[4096] __attribute__((aligned(4096)));
 static uint8_t user_stack[4096] __attribute__((aligned(16))), ist_stack[3][4096] __attribute__((aligned(16)));
@@ -138,14 +137,6 @@ static void wrmsr(uint32_t index, uint64_t value)
 static void try_wrmsr(uint32_t index, uint64_t value)
 {
         TRY("movl %%esi, %%eax\n wrmsr", "c"(index), "S"((uint32_t)value), "d"((uint32_t)(value >> 32)));
-}
-
-static bool under_tcg(void)
-{
-        uint32_t a = 0x40000000, b, c, d;
-
-        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
-        return b == 0x54474354; /* "TCGT" */
 }
 
 static void setup(void)

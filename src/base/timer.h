@@ -18,16 +18,19 @@ struct timer {
         void (*fn)(void *ctx);
         void *ctx;
         uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 when not armed */
-        size_t heap_index;
         struct timer_set *set;
+        struct timer *child, *next, *back; /* the set's heap; not for the owner */
 };
 
+/* The set keeps the loop alive until it is freed. */
 int timer_set_new(uv_loop_t *loop, struct timer_set **set, struct err *err) _must_check_;
+/* On the loop's thread, with all timers cancelled. The memory goes when the loop next runs its close callbacks. */
 void timer_set_free(struct timer_set *set);
 
 void timer_init(struct timer *timer, struct timer_set *set, void (*fn)(void *ctx), void *ctx);
 /* Fires once at deadline_ns (CLOCK_MONOTONIC), at once when that has passed; replaces an earlier deadline. */
 void timer_arm(struct timer *timer, uint64_t deadline_ns);
+/* Nothing happens when it is not armed, or never was initialised (all zero). */
 void timer_cancel(struct timer *timer);
 
 uint64_t monotonic_ns(void);

@@ -27,17 +27,24 @@
 
 #undef MIN
 #undef MAX
-#define MIN(a, b)                             \
-        ({                                    \
-                __typeof__(a) min_a_ = (a);   \
-                __typeof__(b) min_b_ = (b);   \
-                min_a_ < min_b_ ? min_a_ : min_b_; \
+/* __COUNTER__ gives each use names of its own, so that they nest. */
+#define MIN(a, b) MIN_(a, b, __COUNTER__)
+#define MAX(a, b) MAX_(a, b, __COUNTER__)
+#define MIN_(a, b, n) MIN_N_(a, b, n)
+#define MAX_(a, b, n) MAX_N_(a, b, n)
+#define MIN_N_(a, b, n) MIN__(a, b, a_##n##_, b_##n##_)
+#define MAX_N_(a, b, n) MAX__(a, b, a_##n##_, b_##n##_)
+#define MIN__(a, b, a_, b_)              \
+        ({                               \
+                __typeof__(a) a_ = (a);  \
+                __typeof__(b) b_ = (b);  \
+                a_ < b_ ? a_ : b_;       \
         })
-#define MAX(a, b)                             \
-        ({                                    \
-                __typeof__(a) max_a_ = (a);   \
-                __typeof__(b) max_b_ = (b);   \
-                max_a_ > max_b_ ? max_a_ : max_b_; \
+#define MAX__(a, b, a_, b_)              \
+        ({                               \
+                __typeof__(a) a_ = (a);  \
+                __typeof__(b) b_ = (b);  \
+                a_ > b_ ? a_ : b_;       \
         })
 
 /* Takes the value out of the variable, so that its cleanup has nothing left to do. */

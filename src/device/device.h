@@ -51,6 +51,17 @@ struct device {
 void device_init(struct device *dev, const struct device_ops *ops, const char *id);
 /* Destroys the lock; for use in ops->free. */
 void device_done(struct device *dev);
+/* Calls ops->free; NULL is fine. */
+void device_free(struct device *dev);
+
+/* Its record, named by its id; the head is checked on load. A device without save has no record. */
+void device_save(struct device *dev, struct writer *out);
+int device_load(struct device *dev, const struct record *record, struct err *err) _must_check_;
+
+/* For parts on an 8-bit bus: a wider access is as many byte accesses, lowest address first. */
+uint64_t device_read_bytes(struct device *dev, uint64_t offset, unsigned size_bytes, uint8_t (*read)(struct device *dev, uint64_t offset));
+void device_write_bytes(struct device *dev, uint64_t offset, uint64_t value, unsigned size_bytes,
+                        void (*write)(struct device *dev, uint64_t offset, uint8_t value));
 
 /*
  * An interrupt line into a controller: level is the wire. Copies are fine; a line that is all zero goes nowhere.

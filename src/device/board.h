@@ -71,6 +71,11 @@
 #define BOARD_IRQ_SCI 9                 /* level, active high: MADT override with flags 0xd */
 #define BOARD_IRQ_MOUSE 12
 #define BOARD_GSI_PCI 16                /* 16-19: level, active low by PCI's rule; _PRT by pci_intx_line() */
+/* The 8259 input of INTx line 0-3, for the interrupt line register. */
+static inline unsigned board_pci_irq(unsigned line)
+{
+        return line & 1 ? 11 : 10;
+}
 #define BOARD_IOAPIC_ID 0               /* in MADT; the register's value */
 
 /* HPET: GSIs its timers may use (T0-T2), period 10 ns. */

@@ -40,6 +40,7 @@ struct pci_device {
         uint8_t config[PCI_CONFIG_BYTES];
         uint8_t writable[PCI_CONFIG_BYTES]; /* mask of bits the guest may write */
         struct pci_bar bar[PCI_BARS];
+        struct irq_line intx;      /* use pci_intx() */
         struct device_ops bus_ops; /* the device's ops with read and write of the pci layer; dev.ops points here */
         unsigned capabilities_end; /* where the next capability goes */
         bool intx_level;           /* what pci_intx() was last told */

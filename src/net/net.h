@@ -65,9 +65,7 @@ struct net_client {
 
 struct net_forward {
         bool udp;
-        bool ipv6;            /* the host's address is in host6 */
-        struct in_addr host;  /* 127.0.0.1 unless given */
-        struct in6_addr host6;
+        struct in_addr host; /* 127.0.0.1 unless given */
         uint16_t host_port;
         uint16_t guest_port;
 };
@@ -105,8 +103,8 @@ extern const struct net_ops *const net_drivers[];
 extern const struct net_ops net_user_ops;
 
 /*
- * "none", or a driver's name and its options: "user[,forward=tcp|udp:[HOSTADDRESS:]HOSTPORT:GUESTPORT]…". An IPv6 address is
- * written in brackets. -EINVAL says which part is wrong.
+ * "none", or a driver's name and its options: "user[,forward=tcp|udp:[HOSTADDRESS:]HOSTPORT:GUESTPORT]…", with an IPv4 address.
+ * -EINVAL says which part is wrong.
  */
 int net_options_parse(const char *text, struct net_options *options, struct err *err) _must_check_;
 

@@ -16,13 +16,13 @@ void device_done(struct device *dev)
         pthread_mutex_destroy(&dev->lock);
 }
 
-void device_free(struct device *dev)
+void device_end(struct device *dev)
 {
         if (dev)
                 dev->ops->free(dev);
 }
 
-void device_save(struct device *dev, struct writer *out)
+void device_record_save(struct device *dev, struct writer *out)
 {
         size_t mark;
 
@@ -33,7 +33,7 @@ void device_save(struct device *dev, struct writer *out)
         record_end(out, mark);
 }
 
-int device_load(struct device *dev, const struct record *record, struct err *err)
+int device_record_load(struct device *dev, const struct record *record, struct err *err)
 {
         struct record body = *record;
         int r;

@@ -52,11 +52,11 @@ void device_init(struct device *dev, const struct device_ops *ops, const char *i
 /* Destroys the lock; for use in ops->free. */
 void device_done(struct device *dev);
 /* Calls ops->free; NULL is fine. */
-void device_free(struct device *dev);
+void device_end(struct device *dev);
 
 /* Its record, named by its id; the head is checked on load. A device without save has no record. */
-void device_save(struct device *dev, struct writer *out);
-int device_load(struct device *dev, const struct record *record, struct err *err) _must_check_;
+void device_record_save(struct device *dev, struct writer *out);
+int device_record_load(struct device *dev, const struct record *record, struct err *err) _must_check_;
 
 /* For parts on an 8-bit bus: a wider access is as many byte accesses, lowest address first. */
 uint64_t device_read_bytes(struct device *dev, uint64_t offset, unsigned size_bytes, uint8_t (*read)(struct device *dev, uint64_t offset));

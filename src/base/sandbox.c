@@ -69,9 +69,9 @@ static int map_own_ids(uid_t uid, gid_t gid, struct err *err)
         return write_file("/proc/self/gid_map", map, err);
 }
 
-int sandbox_isolate(struct sandbox *sandbox, struct err *err)
+int sandbox_isolate(struct sandbox *sandbox, bool keep_network, struct err *err)
 {
-        const int own = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
+        const int own = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (keep_network ? 0 : CLONE_NEWNET);
         uid_t uid = geteuid();
         gid_t gid = getegid();
         int r;
@@ -89,7 +89,8 @@ int sandbox_isolate(struct sandbox *sandbox, struct err *err)
                         return 0;
                 }
         }
-        sandbox->mount_ns = sandbox->net_ns = true;
+        sandbox->mount_ns = true;
+        sandbox->net_ns = !keep_network;
         /* From here on nothing that is mounted reaches the host's tree. */
         if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
                 return err_errno(err, -errno, "cannot make the mounts of the sandbox private");
@@ -134,15 +135,47 @@ static int bind_directory(const struct sandbox_directory *directory, unsigned nu
         return 0;
 }
 
-static int enter_empty_root(const struct sandbox_directory *directories, size_t count, struct err *err)
+/* /a/b/c of the host as /a/b/c of the new root, with the directories above it. */
+static int copy_file(const char *path, struct err *err)
+{
+        _cleanup_close_ int from = open(path, O_RDONLY | O_CLOEXEC);
+        _cleanup_close_ int to = -1;
+        char place[256];
+        char buffer[4096];
+        ssize_t n;
+
+        if (from < 0)
+                return 0;
+        if (snprintf(place, sizeof(place), ROOT_PLACE "%s", path) >= (int)sizeof(place))
+                return err_set(err, -ENAMETOOLONG, "'%s' is too long a name for the sandbox", path);
+        for (char *slash = place + strlen(ROOT_PLACE) + 1; (slash = strchr(slash, '/')); *slash++ = '/') {
+                *slash = 0;
+                if (mkdir(place, 0755) < 0 && errno != EEXIST)
+                        return err_errno(err, -errno, "cannot make a place for '%s' in the sandbox", path);
+        }
+        to = open(place, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444);
+        while (to >= 0 && (n = read(from, buffer, sizeof(buffer))) > 0)
+                if (write(to, buffer, (size_t)n) != n)
+                        return err_errno(err, -errno, "cannot copy '%s' into the sandbox", path);
+        if (to < 0 || n < 0)
+                return err_errno(err, -errno, "cannot copy '%s' into the sandbox", path);
+        return 0;
+}
+
+static int enter_empty_root(const struct sandbox_plan *plan, struct err *err)
 {
         const unsigned long flags = MS_NODEV | MS_NOSUID | MS_NOEXEC;
         int r;
 
-        if (mount("virta", ROOT_PLACE, "tmpfs", flags, "size=64k,nr_inodes=128,mode=0700") < 0)
+        if (mount("virta", ROOT_PLACE, "tmpfs", flags, "size=256k,nr_inodes=128,mode=0755") < 0)
                 return err_errno(err, -errno, "cannot mount an empty root for the sandbox");
-        for (size_t i = 0; i < count; i++) {
-                r = bind_directory(&directories[i], (unsigned)i, err);
+        for (size_t i = 0; i < plan->directory_count; i++) {
+                r = bind_directory(&plan->directories[i], (unsigned)i, err);
+                if (r < 0)
+                        return r;
+        }
+        for (size_t i = 0; plan->files && plan->files[i]; i++) {
+                r = copy_file(plan->files[i], err);
                 if (r < 0)
                         return r;
         }
@@ -151,14 +184,14 @@ static int enter_empty_root(const struct sandbox_directory *directories, size_t 
         /* pivot_root(2), "pivot_root(".", ".")": the old root is stacked on the new one and then detached. */
         if (chdir(ROOT_PLACE) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
                 return err_errno(err, -errno, "cannot enter the empty root of the sandbox");
-        for (size_t i = 0; i < count; i++) {
+        for (size_t i = 0; i < plan->directory_count; i++) {
                 _cleanup_close_ int fd = -1;
                 char place[32];
 
                 snprintf(place, sizeof(place), "/%zu", i);
                 fd = open(place, O_PATH | O_DIRECTORY | O_CLOEXEC);
-                if (fd < 0 || dup3(fd, directories[i].fd, O_CLOEXEC) < 0)
-                        return err_errno(err, -errno, "cannot reopen '%s' in the sandbox", directories[i].path);
+                if (fd < 0 || dup3(fd, plan->directories[i].fd, O_CLOEXEC) < 0)
+                        return err_errno(err, -errno, "cannot reopen '%s' in the sandbox", plan->directories[i].path);
         }
         return 0;
 }
@@ -178,25 +211,36 @@ static int drop_capabilities(struct err *err)
         return 0;
 }
 
-static int landlock_rule(int ruleset, const struct sandbox_directory *directory, uint64_t handled, struct err *err)
+/* Reading below directory; all else as well when it is not read-only. */
+static int landlock_rule(int ruleset, int directory, bool readonly, uint64_t handled, struct err *err)
 {
         const uint64_t reading = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
         struct landlock_path_beneath_attr attr = {
-                .parent_fd = directory->fd,
-                .allowed_access = directory->readonly ? reading : handled & ~(uint64_t)LANDLOCK_ACCESS_FS_EXECUTE,
+                .parent_fd = directory, .allowed_access = readonly ? reading : handled & ~(uint64_t)LANDLOCK_ACCESS_FS_EXECUTE,
         };
 
         if (syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &attr, 0) < 0)
-                return err_errno(err, -errno, "cannot allow '%s' in the sandbox", directory->path);
+                return err_errno(err, -errno, "cannot allow a directory in the sandbox");
+        return 0;
+}
+
+static int landlock_file(int ruleset, const char *path, struct err *err)
+{
+        _cleanup_close_ int fd = open(path, O_PATH | O_CLOEXEC);
+        struct landlock_path_beneath_attr attr = { .parent_fd = fd, .allowed_access = LANDLOCK_ACCESS_FS_READ_FILE };
+
+        if (fd >= 0 && syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &attr, 0) < 0)
+                return err_errno(err, -errno, "cannot allow '%s' in the sandbox", path);
         return 0;
 }
 
 /* 0, or -EOPNOTSUPP where the kernel has no Landlock. */
-static int enter_landlock(const struct sandbox_directory *directories, size_t count, struct err *err)
+static int enter_landlock(const struct sandbox_plan *plan, struct err *err)
 {
         long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
         struct landlock_ruleset_attr attr = { .handled_access_fs = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1) - 1 };
         _cleanup_close_ int ruleset = -1;
+        int r = 0;
 
         if (abi < 1)
                 return -EOPNOTSUPP;
@@ -207,15 +251,13 @@ static int enter_landlock(const struct sandbox_directory *directories, size_t co
         ruleset = (int)syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0);
         if (ruleset < 0)
                 return err_errno(err, -errno, "cannot make a Landlock ruleset");
-        for (size_t i = 0; i < count; i++) {
-                int r = landlock_rule(ruleset, &directories[i], attr.handled_access_fs, err);
-
-                if (r < 0)
-                        return r;
-        }
-        if (syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
+        for (size_t i = 0; !r && i < plan->directory_count; i++)
+                r = landlock_rule(ruleset, plan->directories[i].fd, plan->directories[i].readonly, attr.handled_access_fs, err);
+        for (size_t i = 0; !r && plan->files && plan->files[i]; i++)
+                r = landlock_file(ruleset, plan->files[i], err);
+        if (!r && syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
                 return err_errno(err, -errno, "cannot enter Landlock");
-        return 0;
+        return r;
 }
 
 static int limit(int resource, const char *name, uint64_t value, struct err *err)
@@ -256,14 +298,13 @@ static int set_limits(const struct sandbox *sandbox, const struct sandbox_limits
         return r;
 }
 
-int sandbox_confine(struct sandbox *sandbox, const struct sandbox_directory *directories, size_t count,
-                    const struct sandbox_limits *limits, struct err *err)
+int sandbox_confine(struct sandbox *sandbox, const struct sandbox_plan *plan, struct err *err)
 {
         uint64_t mapped = mapped_bytes(); /* while there is a /proc */
         int r;
 
         if (sandbox->mount_ns) {
-                r = enter_empty_root(directories, count, err);
+                r = enter_empty_root(plan, err);
                 if (r < 0)
                         return r;
                 sandbox->empty_root = true;
@@ -278,7 +319,7 @@ int sandbox_confine(struct sandbox *sandbox, const struct sandbox_directory *dir
         /* Not dumpable: others of this user cannot trace it or read its memory. */
         if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
                 return err_errno(err, -errno, "cannot make the process undumpable");
-        r = enter_landlock(directories, count, err);
+        r = enter_landlock(plan, err);
         if (r == 0)
                 sandbox->landlock = true;
         else if (r == -EOPNOTSUPP)
@@ -287,7 +328,7 @@ int sandbox_confine(struct sandbox *sandbox, const struct sandbox_directory *dir
                 return r;
         if (!sandbox->mount_ns && !sandbox->landlock)
                 note_missing(sandbox, "files are guarded by the list of system calls alone");
-        return set_limits(sandbox, limits, mapped, err);
+        return set_limits(sandbox, &plan->limits, mapped, err);
 }
 
 static int add_rule(scmp_filter_ctx filter, const struct syscall_rule *rule)

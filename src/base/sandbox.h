@@ -41,11 +41,21 @@ struct sandbox_limits {
         unsigned threads;            /* RLIMIT_NPROC, within the user namespace; 0: as it is */
 };
 
-/* -EPERM and the like never: what the host forbids is noted in *sandbox. Other errors are real ones. */
-int sandbox_isolate(struct sandbox *sandbox, struct err *err) _must_check_;
+/* What is left after sandbox_confine(). */
+struct sandbox_plan {
+        const struct sandbox_directory *directories;
+        size_t directory_count;
+        const char *const *files; /* NULL, or NULL-terminated: small files (64 KiB), copied; those that are not there are left out */
+        struct sandbox_limits limits;
+};
 
-int sandbox_confine(struct sandbox *sandbox, const struct sandbox_directory *directories, size_t count,
-                    const struct sandbox_limits *limits, struct err *err) _must_check_;
+/*
+ * What the host forbids is noted in *sandbox and not an error. keep_network: stay in the network namespace, for a process whose
+ * work is the host's sockets.
+ */
+int sandbox_isolate(struct sandbox *sandbox, bool keep_network, struct err *err) _must_check_;
+
+int sandbox_confine(struct sandbox *sandbox, const struct sandbox_plan *plan, struct err *err) _must_check_;
 
 /* One allowed system call; with argument >= 0 only when (that argument & mask) == value. */
 struct syscall_rule {

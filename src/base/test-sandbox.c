@@ -150,17 +150,19 @@ static const struct {
 static int run_inside(struct inside *in, const char *share, int report)
 {
         struct sandbox_directory directory = { .path = share };
-        struct sandbox_limits limits = { .extra_memory_bytes = 1 << 30, .files = 64, .threads = 8 };
+        const struct sandbox_plan plan = {
+                .directories = &directory, .directory_count = 1, .limits = { .extra_memory_bytes = 1 << 30, .files = 64, .threads = 8 },
+        };
         struct sandbox sandbox;
         struct err err = ERR_INIT;
         int failed = 0;
 
-        if (sandbox_isolate(&sandbox, &err) < 0) {
+        if (sandbox_isolate(&sandbox, false, &err) < 0) {
                 dprintf(report, "isolating: %s\n", err.text);
                 return 1;
         }
         directory.fd = in->share = open(share, O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (sandbox_confine(&sandbox, &directory, 1, &limits, &err) < 0 ||
+        if (sandbox_confine(&sandbox, &plan, &err) < 0 ||
             sandbox_filter(rules, ARRAY_SIZE(rules), true, &err) < 0) {
                 dprintf(report, "entering: %s\n", err.text);
                 return 1;

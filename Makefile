@@ -1,5 +1,54 @@
-# A thin front: Meson and Ninja do the work.
-build/build.ninja:
-	meson setup build
-all: build/build.ninja
-	ninja -C build
+# A thin front: Meson and Ninja do the work, scripts/ what surrounds it. `make help` lists the targets.
+BUILD ?= build
+MESON_FLAGS ?=
+PREFIX ?= /usr/local
+NINJA = ninja -C
+
+all: deps-build $(BUILD)/build.ninja ## build build/virta
+	$(NINJA) $(BUILD)
+
+# What a target needs from Debian: installed as root, named otherwise. At once when all is there.
+deps-%:
+	@scripts/deps $*
+
+$(BUILD)/build.ninja: | deps-build
+	meson setup $(BUILD) --prefix $(PREFIX) $(MESON_FLAGS)
+
+run: deps-run all ## boot Debian's kernel to a shell (a scripted demo without a terminal)
+	@scripts/guest
+	@scripts/run
+
+run-debian: deps-run-debian all ## boot Debian with systemd to a login prompt
+	@scripts/guest
+	@scripts/run-debian
+
+test: deps-test all ## everything that is proved on each change
+	@scripts/test quick
+
+test-long: deps-test all ## what takes longer: ten million instruction cases, thirty boots
+	@scripts/test long
+
+bench: deps-bench all ## the table of docs/bench.md
+	@scripts/guest
+	@bench/run
+
+fuzz: deps-fuzz ## each fuzz target for SECONDS (600)
+	@scripts/fuzz
+
+install: all ## into DESTDIR
+	meson install -C $(BUILD) --no-rebuild
+
+format: deps-lint ## lay the sources out as .clang-format says
+	git ls-files '*.c' '*.h' | xargs clang-format -i
+
+lint: deps-lint all ## clang-tidy, cppcheck, the layers
+	@scripts/lint
+
+clean: ## remove every build folder, but not build/guest
+	rm -rf build-*
+	[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name guest -exec rm -rf {} +
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: all run run-debian test test-long bench fuzz install format lint clean help

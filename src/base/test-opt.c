@@ -55,7 +55,7 @@ static const struct opt_program program = {
         .name = "virta", .summary = "virtual things", .version = "1.2", .description = "Does it.", .commands = commands,
 };
 
-static int parse(struct args *args, struct err *err, char *first, ...)
+static int parse(struct args *args, struct err *err, const char *first, ...)
 {
         char *argv[32];
         int argc = 0;
@@ -63,8 +63,8 @@ static int parse(struct args *args, struct err *err, char *first, ...)
 
         *args = (struct args){ .cpus = 1 };
         va_start(list, first);
-        for (char *arg = first; arg; arg = va_arg(list, char *))
-                argv[argc++] = arg;
+        for (const char *arg = first; arg; arg = va_arg(list, const char *))
+                argv[argc++] = (char *)(uintptr_t)arg;
         va_end(list);
         return opt_parse(&command, argc, argv, args, err);
 }

@@ -206,12 +206,31 @@ static const struct file_io_ops uring_ops = {
         .free = uring_free,
 };
 
+/* All that a disk asks of its ring. */
+static const int needed[] = { IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE };
+
+/*
+ * Operations of a ring pass by the process's list of system calls. So the ring itself is told, for good, that it does these
+ * and no others: who takes the process over cannot open or connect through it (io_uring_register(2), IORING_REGISTER_RESTRICTIONS).
+ */
+static int restrict_ring(struct io_uring *ring)
+{
+        struct io_uring_restriction allowed[ARRAY_SIZE(needed)] = { 0 };
+        int r;
+
+        for (unsigned i = 0; i < ARRAY_SIZE(needed); i++) {
+                allowed[i].opcode = IORING_RESTRICTION_SQE_OP;
+                allowed[i].sqe_op = (uint8_t)needed[i];
+        }
+        r = io_uring_register_restrictions(ring, allowed, ARRAY_SIZE(allowed));
+        return r < 0 ? r : io_uring_enable_rings(ring);
+}
+
 /* A kernel, container or seccomp filter may refuse the ring or know too few operations. */
 static int open_ring(struct uring *u)
 {
-        static const int needed[] = { IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE };
         struct io_uring_probe *probe;
-        int r = io_uring_queue_init(RING_ENTRIES, &u->ring, 0);
+        int r = io_uring_queue_init(RING_ENTRIES, &u->ring, IORING_SETUP_R_DISABLED);
 
         if (r < 0)
                 return r;
@@ -228,6 +247,8 @@ static int open_ring(struct uring *u)
                 r = -errno;
         if (r == 0)
                 r = io_uring_register_eventfd(&u->ring, u->event);
+        if (r == 0)
+                r = restrict_ring(&u->ring);
         if (r < 0) {
                 if (u->event >= 0)
                         close(u->event);

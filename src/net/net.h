@@ -9,7 +9,7 @@
  *      guest ─▶ card ──net_send()──▶ backend        -EAGAIN: full; client->writable() is called when there is room
  *      guest ◀─ card ◀─client->receive()─ backend   -EAGAIN: full; net_resume() is called when there is room
  *
- * Threads: all calls, in both directions, are made on the loop's thread. receive() and writable() are never called from
+ * Threads: all calls, in both directions, are made on the loop's thread. receive(), flush() and writable() are never called from
  * inside of net_send() or net_resume(): a card may hold its lock while it sends, and takes it when it receives.
  */
 #pragma once
@@ -56,6 +56,8 @@ struct net_client {
          * (or dropped, as a card with its receiver off does). -EAGAIN: no room, keep it and wait for net_resume().
          */
         int (*receive)(void *ctx, const struct iovec *iov, unsigned count, const struct net_offload *offload);
+        /* A batch of calls to receive() is over: interrupt the guest now. May be NULL. */
+        void (*flush)(void *ctx);
         /* There is room again after net_send() said -EAGAIN. May be NULL for a client that drops. */
         void (*writable)(void *ctx);
         /* The cable was plugged or pulled; net_link() says which. May be NULL. */
@@ -92,7 +94,11 @@ struct net_ops {
         int (*new)(const struct net_options *options, uv_loop_t *loop, struct net_backend **net, struct err *err);
         /* On the loop's thread; the loop must run once more afterwards so that its handles close. */
         void (*free)(struct net_backend *net);
-        /* The buffers are the caller's and valid during the call. 0 (taken, or dropped for good) or -EAGAIN. */
+        /*
+         * The buffers are the caller's and valid during the call. They may be guest memory, which changes under the reader, for a
+         * backend with NET_FEATURE_SEND_CSUM; others get one buffer that is the caller's own. 0 (taken, or dropped for good) or
+         * -EAGAIN.
+         */
         int (*send)(struct net_backend *net, const struct iovec *iov, unsigned count, const struct net_offload *offload);
         /* The client has room again. */
         void (*resume)(struct net_backend *net);

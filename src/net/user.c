@@ -311,6 +311,7 @@ static void deliver(struct user_net *user)
 {
         /* The transport checksum is libslirp's own and right: the guest need not look. */
         const struct net_offload offload = { .flags = NET_DATA_VALID };
+        bool some = user->first && !user->blocked;
 
         while (user->first && !user->blocked) {
                 struct queued_frame *frame = user->first;
@@ -318,7 +319,7 @@ static void deliver(struct user_net *user)
 
                 if (user->net.client.receive && user->net.client.receive(user->net.client.ctx, &iov, 1, &offload) == -EAGAIN) {
                         user->blocked = true;
-                        return;
+                        break;
                 }
                 user->first = frame->next;
                 if (!user->first)
@@ -327,6 +328,8 @@ static void deliver(struct user_net *user)
                 user->queue_bytes -= frame->size_bytes;
                 free(frame);
         }
+        if (some && user->net.client.flush)
+                user->net.client.flush(user->net.client.ctx);
 }
 
 static void prepare(uv_prepare_t *handle)

@@ -39,7 +39,7 @@ struct block_request {
         unsigned flags;
         uint64_t offset_bytes; /* offset and size are within the disk; of any alignment */
         uint64_t size_bytes;   /* the sum of the iovecs; for the ops without data what they cover; 0 for flush */
-        struct iovec *iov;     /* changed by the driver while it works */
+        const struct iovec *iov;
         unsigned iov_count;
         /* result is 0 or -errno. */
         void (*done)(struct block_request *req, int result);
@@ -48,7 +48,7 @@ struct block_request {
         struct block_request *next;
         uint64_t transferred;
         int result;
-        unsigned stage;
+        unsigned stage, rest;
         struct iovec part;
 };
 

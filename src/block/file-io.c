@@ -24,6 +24,8 @@ void file_io_begin(struct block_request *req)
         req->transferred = 0;
         req->result = 0;
         req->stage = STAGE_FIRST;
+        req->rest = 0;
+        req->part = (struct iovec){ .iov_base = req->iov_count ? req->iov[0].iov_base : NULL };
 }
 
 static struct file_io_step fallocate_step(const struct block_request *req)
@@ -42,43 +44,47 @@ struct file_io_step file_io_step(const struct block_request *req)
 {
         struct file_io_step step = {
                 .call = req->op == BLOCK_READ ? FILE_IO_READV : FILE_IO_WRITEV,
-                .iov = req->iov,
-                .iov_count = req->iov_count,
+                .iov = req->part.iov_len ? &req->part : req->iov + req->rest,
+                .iov_count = req->part.iov_len ? 1 : req->iov_count - req->rest,
                 .offset_bytes = req->offset_bytes + req->transferred,
                 .size_bytes = req->size_bytes - req->transferred,
         };
 
         if (req->op == BLOCK_FLUSH || req->stage == STAGE_SYNC)
                 return (struct file_io_step){ .call = FILE_IO_SYNC };
-        if (req->stage == STAGE_ZEROES) {
-                step.iov = &req->part;
-                step.iov_count = 1;
-        } else if (req->op == BLOCK_DISCARD || req->op == BLOCK_WRITE_ZEROES) {
+        if (req->stage == STAGE_FIRST && (req->op == BLOCK_DISCARD || req->op == BLOCK_WRITE_ZEROES))
                 return fallocate_step(req);
-        } else if (req->op == BLOCK_WRITE && req->flags & BLOCK_F_DURABLE) {
+        if (req->op == BLOCK_WRITE && req->flags & BLOCK_F_DURABLE)
                 step.flags = RWF_DSYNC;
-        }
         return step;
 }
 
-static void skip_iov(struct block_request *req, size_t bytes)
+/*
+ * After a short transfer: what is left of the entry where it stopped goes first, as a transfer of its own, so that the caller's
+ * iovecs stay as they are. transferred is less than the sum of them.
+ */
+static void find_rest(struct block_request *req)
 {
-        while (req->iov_count && bytes >= req->iov->iov_len) {
-                bytes -= req->iov->iov_len;
-                req->iov++;
-                req->iov_count--;
-        }
-        if (req->iov_count) {
-                req->iov->iov_base = (uint8_t *)req->iov->iov_base + bytes;
-                req->iov->iov_len -= bytes;
-        }
+        uint64_t left = req->transferred;
+        unsigned i = 0;
+
+        while (left >= req->iov[i].iov_len)
+                left -= req->iov[i++].iov_len;
+        req->rest = i;
+        req->part = (struct iovec){ .iov_base = (uint8_t *)req->iov[i].iov_base + left, .iov_len = left ? req->iov[i].iov_len - left : 0 };
+}
+
+static void zero_rest(const struct block_request *req)
+{
+        memset(req->part.iov_base, 0, req->part.iov_len);
+        for (unsigned i = req->rest + !!req->part.iov_len; i < req->iov_count; i++)
+                memset(req->iov[i].iov_base, 0, req->iov[i].iov_len);
 }
 
 static bool data_result(struct block_request *req, int64_t result)
 {
         if (result == 0 && req->op == BLOCK_READ) {
-                for (unsigned i = 0; i < req->iov_count; i++)
-                        memset(req->iov[i].iov_base, 0, req->iov[i].iov_len);
+                zero_rest(req);
                 return true;
         }
         if (result == 0) {
@@ -88,7 +94,7 @@ static bool data_result(struct block_request *req, int64_t result)
         req->transferred += (uint64_t)result;
         if (req->transferred >= req->size_bytes)
                 return true;
-        skip_iov(req, (size_t)result);
+        find_rest(req);
         return false;
 }
 

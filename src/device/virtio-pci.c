@@ -490,9 +490,9 @@ static void device_quiesce(struct device *dev)
         struct virtio *v = virtio_from_device(dev);
 
         poll_doorbells(v->transport, false);
+        v->quiesced = true;
         if (v->ops->quiesce)
                 v->ops->quiesce(v);
-        v->quiesced = true;
 }
 
 static void device_resume(struct device *dev)
@@ -517,14 +517,19 @@ static void device_reset(struct device *dev)
         struct virtio *v = virtio_from_device(dev);
         bool busy = v->holds && !v->quiesced && v->ops->quiesce;
 
-        if (busy)
+        if (busy) {
+                v->quiesced = true;
                 v->ops->quiesce(v);
+        }
         virtio_lock(v);
         virtio_reset(v);
         virtio_unlock(v);
         pci_device_reset(&v->pci);
-        if (busy && v->ops->resume)
-                v->ops->resume(v);
+        if (busy) {
+                v->quiesced = false;
+                if (v->ops->resume)
+                        v->ops->resume(v);
+        }
 }
 
 static void device_save(struct device *dev, struct writer *out)

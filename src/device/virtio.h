@@ -114,7 +114,7 @@ struct virtio {
         uint8_t status;
         bool broken;       /* DEVICE_NEEDS_RESET */
         bool resetting;    /* status 0 was written, holds are left */
-        bool quiesced;
+        bool quiesced;     /* take no new chains from queues; set before ops->quiesce, cleared before ops->resume */
         unsigned holds;
         struct virtio_transport *transport; /* virtio-pci.c */
 };

@@ -338,7 +338,8 @@ static int add_rule(scmp_filter_ctx filter, const struct syscall_rule *rule)
         if (rule->argument < 0)
                 return seccomp_rule_add(filter, SCMP_ACT_ALLOW, rule->nr, 0);
         compare = (struct scmp_arg_cmp){
-                .arg = (unsigned)rule->argument, .op = SCMP_CMP_MASKED_EQ, .datum_a = rule->mask, .datum_b = rule->value,
+                .arg = (unsigned)rule->argument, .op = SCMP_CMP_MASKED_EQ, .datum_a = rule->mask,
+                .datum_b = rule->own_pid ? (uint64_t)getpid() : rule->value,
         };
         return seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rule->nr, 1, &compare);
 }

@@ -57,15 +57,17 @@ int sandbox_isolate(struct sandbox *sandbox, bool keep_network, struct err *err)
 
 int sandbox_confine(struct sandbox *sandbox, const struct sandbox_plan *plan, struct err *err) _must_check_;
 
-/* One allowed system call; with argument >= 0 only when (that argument & mask) == value. */
+/* One allowed system call; with argument >= 0 only when (that argument & mask) == value, or is this process's id. */
 struct syscall_rule {
         int nr;
         int argument; /* 0-5, or -1 for any */
         uint64_t mask, value;
+        bool own_pid;
 };
 
-#define ALLOW(name) { SCMP_SYS(name), -1, 0, 0 }
-#define ALLOW_IF(name, argument, mask, value) { SCMP_SYS(name), argument, mask, value }
+#define ALLOW(name) { SCMP_SYS(name), -1, 0, 0, false }
+#define ALLOW_IF(name, argument, mask, value) { SCMP_SYS(name), argument, mask, value, false }
+#define ALLOW_OWN_PID(name, argument) { SCMP_SYS(name), argument, UINT32_MAX, 0, true }
 
 /*
  * Allows these system calls to the calling thread (all threads of the process when all_threads) and its children, and answers

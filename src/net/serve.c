@@ -74,7 +74,7 @@ static const struct syscall_rule rules[] = {
         /* memory, signals, the end */
         ALLOW(brk), ALLOW(mmap), ALLOW(munmap), ALLOW(mremap), ALLOW(madvise), ALLOW(mprotect), ALLOW(futex), ALLOW(getrandom),
         ALLOW(rt_sigreturn), ALLOW(rt_sigprocmask), ALLOW(rt_sigaction), ALLOW(restart_syscall), ALLOW(getpid), ALLOW(gettid),
-        ALLOW(tgkill), ALLOW(exit), ALLOW(exit_group),
+        ALLOW_OWN_PID(tgkill, 0), ALLOW(exit), ALLOW(exit_group),
 };
 
 static int open_driver(struct server *server, int fd, struct err *err)

@@ -65,10 +65,12 @@ enum x86_mode {
         MODE_STEP = 1u << 14, /* EFLAGS.TF, or DR7 enables a breakpoint */
 };
 
-/* Lazy status flags: the last result and what is needed to tell each flag from it; see flags.h. */
+/*
+ * The status flags always live here, as the last result (sign-extended) and its carries; see flags.h. Other files use
+ * x86_flags() and x86_set_flags().
+ */
 struct lazy_flags {
-        uint32_t op;
-        uint64_t result, src1, src2;
+        uint64_t result, carry;
 };
 
 struct x86_fault {
@@ -84,7 +86,7 @@ enum x86_internal_request {
 };
 
 struct x86_cpu {
-        struct x86_state s; /* s.rflags' status bits are stale while lazy.op says so; s.rip only valid outside blocks */
+        struct x86_state s; /* s.rflags' status bits are stale, see lazy; s.rip only valid outside blocks */
         struct lazy_flags lazy;
 
         const struct insn *insn;    /* running now */
@@ -97,6 +99,7 @@ struct x86_cpu {
         uint32_t mode_key;          /* all that decoding and binding depend on; blocks are found by (gpa, mode_key) */
 
         _Atomic uint32_t requests;  /* enum x86_request and enum x86_internal_request */
+        uint32_t request_mask;      /* those the run loop could act on now: block chains stop for them */
         _Atomic uint8_t sipi_vector;
         _Atomic uint64_t instructions;
 
@@ -165,10 +168,13 @@ static inline struct tlb_entry *tlb_at(struct x86_cpu *cpu, uint64_t linear)
         return &cpu->tlb[cpu->tlb_mode][(linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1)];
 }
 
-/* The page of an access that stays in it equals the tag; one that leaves it, or is not plain, does not. */
+/*
+ * The page of an access's last byte. It equals the tag of the entry for the first byte when the access stays in a page that may
+ * be accessed plainly; an access that leaves its page never finds the tag of the next page there.
+ */
 static inline uint64_t tlb_tag_of(uint64_t linear, unsigned size_bytes)
 {
-        return (linear & ~(GUEST_PAGE_SIZE - 1)) | (((linear & (GUEST_PAGE_SIZE - 1)) + size_bytes - 1) >> GUEST_PAGE_SHIFT);
+        return (linear + (size_bytes - 1)) & ~(GUEST_PAGE_SIZE - 1);
 }
 
 #define MMU_ACCESS(bits)                                                                              \

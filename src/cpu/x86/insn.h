@@ -44,11 +44,11 @@ struct insn {
         uint8_t base, index; /* byte offsets into gpr[] (register number * 8) */
         uint8_t shift;     /* 0-3 */
         uint8_t seg;       /* enum x86_seg_name */
-        uint8_t reg[4];    /* explicit operands 0-3, where they are registers: byte offset for general ones, else number */
+        uint8_t reg[4];    /* visible operands 0-3 (those an assembler writes: also AL in ADD AL,1), where they are registers: byte offset for general ones, else number */
         uint8_t opsize;    /* operand size in bytes as Zydis has it (1, 2, 4, 8) */
         uint8_t asize;     /* address size in bytes */
         uint8_t length;    /* bytes */
-        uint8_t memory_operand; /* which explicit operand is in memory: 0-3; 0xff none */
+        uint8_t memory_operand; /* which visible operand is in memory: 0-3; 0xff none */
         uint16_t start, end; /* offsets from the block's base; start = end - length */
         uint16_t op;       /* ZydisMnemonic */
         uint16_t flags;    /* enum insn_flag */

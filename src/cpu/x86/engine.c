@@ -1,0 +1,306 @@
+/*
+ * The run loop of one processor, and what other threads see of it.
+ *
+ * Between two blocks the processor is at an instruction boundary with s.rip valid; only there requests, interrupts and single
+ * step are looked at, in the order of SDM vol. 3A table 6-2 as far as it can be observed. Within a block each handler calls the
+ * next one's (insn.h, exec.h) and returns at the block's end; a chain of blocks is left when a request is up that could be acted on
+ * (cpu->request_mask), so an interrupt waits for one block at most.
+ *
+ *      boundary() ──▶ block_enter() ──▶ handlers … ──▶ next block … ──▶ NULL: rip is set ──▶ boundary()
+ *          ▲                                  │ x86_raise() unwinds
+ *          └──────── x86_deliver_fault() ◀────┘
+ *
+ * INTERRUPT stays up while interrupts are closed. The mask leaves it out then, so that code with interrupts off runs at full
+ * speed; whatever opens them (STI, POPF, IRET, CR8, the end of a shadow) leaves its block, and boundary() looks again.
+ *
+ * Sleeping: x86_cpu_wait() sets cpu->wake and looks at the requests once more before it sleeps; x86_cpu_request() sets the
+ * request and then takes wake away. Both orders are sequentially consistent, so one of the two sees the other.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "cpu/x86/block.h"
+#include "cpu/x86/flags.h"
+
+int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_model *model, const struct x86_platform *platform,
+                void *ctx, struct x86_cpu **out, struct err *err)
+{
+        struct x86_cpu *cpu = aligned_alloc(64, align_up(sizeof(*cpu), 64));
+        int r;
+
+        if (!cpu)
+                return err_nomem(err);
+        memset(cpu, 0, sizeof(*cpu));
+        cpu->index = index;
+        cpu->complex = complex;
+        cpu->model = model;
+        cpu->platform = platform;
+        cpu->ctx = ctx;
+        r = complex_add(cpu, err);
+        if (r < 0) {
+                free(cpu);
+                return r;
+        }
+        r = block_cache_new(cpu, err);
+        if (r < 0) {
+                x86_cpu_free(cpu);
+                return r;
+        }
+        x86_state_reset(&cpu->s, index == 0);
+        x86_cpu_state_changed(cpu);
+        *out = cpu;
+        return 0;
+}
+
+void x86_cpu_free(struct x86_cpu *cpu)
+{
+        if (!cpu)
+                return;
+        complex_remove(cpu);
+        block_cache_free(cpu->blocks);
+        free(cpu);
+}
+
+/* ---- requests ---- */
+
+static bool interrupts_open(const struct x86_cpu *cpu)
+{
+        return cpu->s.rflags & X86_FLAG_IF;
+}
+
+/* The requests that boundary() would act on in this state. */
+static uint32_t request_mask(const struct x86_cpu *cpu)
+{
+        uint32_t mask = X86_REQUEST_INIT | X86_REQUEST_EXIT | X86_REQUEST_FLUSH | X86_REQUEST_PAUSE;
+
+        if (cpu->s.wait_for_sipi)
+                return mask | X86_REQUEST_SIPI;
+        if (!cpu->s.nmi_masked)
+                mask |= X86_REQUEST_NMI;
+        if (interrupts_open(cpu))
+                mask |= X86_REQUEST_INTERRUPT;
+        return mask;
+}
+
+void x86_cpu_request(struct x86_cpu *cpu, uint32_t requests)
+{
+        atomic_fetch_or(&cpu->requests, requests);
+        if (atomic_exchange(&cpu->wake, 0))
+                syscall(SYS_futex, &cpu->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+void x86_cpu_sipi(struct x86_cpu *cpu, uint8_t vector)
+{
+        atomic_store(&cpu->sipi_vector, vector);
+        x86_cpu_request(cpu, X86_REQUEST_SIPI);
+}
+
+void x86_cpu_wait(struct x86_cpu *cpu)
+{
+        uint32_t ends = request_mask(cpu) & ~(uint32_t)(X86_REQUEST_FLUSH | X86_REQUEST_PAUSE);
+
+        for (;;) {
+                atomic_store(&cpu->wake, 1);
+                if (atomic_load(&cpu->requests) & ends)
+                        break;
+                syscall(SYS_futex, &cpu->wake, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+        }
+        atomic_store(&cpu->wake, 0);
+}
+
+static void request_clear(struct x86_cpu *cpu, uint32_t requests)
+{
+        atomic_fetch_and(&cpu->requests, ~requests);
+}
+
+/* ---- the boundary between instructions ---- */
+
+enum boundary { BOUNDARY_RUN, BOUNDARY_EXIT, BOUNDARY_HALTED, BOUNDARY_SHUTDOWN };
+
+static int deliver_interrupt(struct x86_cpu *cpu)
+{
+        int vector;
+
+        /* Cleared first: a request that comes while the controller is asked is not lost. */
+        request_clear(cpu, X86_REQUEST_INTERRUPT);
+        vector = cpu->platform->interrupt_ack(cpu->ctx);
+        if (vector < 0)
+                return 0;
+        atomic_fetch_or(&cpu->requests, X86_REQUEST_INTERRUPT); /* there may be more */
+        cpu->s.halted = false;
+        return x86_deliver(cpu, (unsigned)vector, false, false, 0);
+}
+
+static int deliver_nmi(struct x86_cpu *cpu)
+{
+        request_clear(cpu, X86_REQUEST_NMI);
+        cpu->s.nmi_pending = false;
+        cpu->s.nmi_masked = true;
+        cpu->s.halted = false;
+        return x86_deliver(cpu, X86_NMI, false, false, 0);
+}
+
+static int deliver_pending(struct x86_cpu *cpu)
+{
+        cpu->s.exception_pending = false;
+        cpu->s.halted = false;
+        return x86_deliver(cpu, cpu->s.exception_vector, false, cpu->s.exception_has_error, cpu->s.exception_error);
+}
+
+static void init_and_sipi(struct x86_cpu *cpu, uint32_t requests)
+{
+        if (requests & X86_REQUEST_INIT) {
+                request_clear(cpu, X86_REQUEST_INIT);
+                x86_init_received(cpu);
+        }
+        if (requests & X86_REQUEST_SIPI) {
+                request_clear(cpu, X86_REQUEST_SIPI);
+                if (cpu->s.wait_for_sipi)
+                        x86_sipi_received(cpu, atomic_load(&cpu->sipi_vector));
+        }
+}
+
+/* One event at most is delivered; the caller comes back until there is none. */
+static int deliver_event(struct x86_cpu *cpu, uint32_t requests, bool *delivered)
+{
+        bool shadow = cpu->s.interrupt_shadow;
+
+        *delivered = true;
+        if (cpu->s.exception_pending)
+                return deliver_pending(cpu);
+        if ((requests & X86_REQUEST_NMI || cpu->s.nmi_pending) && !cpu->s.nmi_masked && !shadow)
+                return deliver_nmi(cpu);
+        if (requests & X86_REQUEST_INTERRUPT && interrupts_open(cpu) && !shadow)
+                return deliver_interrupt(cpu);
+        *delivered = false;
+        return 0;
+}
+
+static enum boundary boundary(struct x86_cpu *cpu)
+{
+        for (;;) {
+                uint32_t requests = atomic_load_explicit(&cpu->requests, memory_order_acquire);
+                bool delivered;
+
+                if (requests & (X86_REQUEST_FLUSH | X86_REQUEST_PAUSE))
+                        complex_service(cpu);
+                if (requests & (X86_REQUEST_INIT | X86_REQUEST_SIPI)) {
+                        init_and_sipi(cpu, requests);
+                        continue;
+                }
+                if (requests & X86_REQUEST_EXIT) {
+                        request_clear(cpu, X86_REQUEST_EXIT);
+                        return BOUNDARY_EXIT;
+                }
+                if (cpu->s.wait_for_sipi)
+                        return BOUNDARY_HALTED;
+                if (deliver_event(cpu, requests, &delivered) < 0)
+                        return BOUNDARY_SHUTDOWN;
+                if (delivered)
+                        continue;
+                if (cpu->s.halted)
+                        return BOUNDARY_HALTED;
+                break;
+        }
+        cpu->request_mask = request_mask(cpu);
+        return BOUNDARY_RUN;
+}
+
+/* ---- running ---- */
+
+/* One block and those chained to it. The instruction after a shadow is always in it, so the shadow ends here. */
+static void run_blocks(struct x86_cpu *cpu)
+{
+        const struct insn *i;
+
+        if (unlikely(cpu->s.interrupt_shadow)) {
+                cpu->s.interrupt_shadow = false;
+                /* This block alone: a request that waits for the shadow's end stops the chain. */
+                cpu->request_mask = request_mask(cpu);
+        }
+        i = block_enter(cpu);
+        do {
+                cpu->insn = i;
+                i = i->fn(cpu, i);
+        } while (i);
+        cpu->block = NULL;
+}
+
+static void run_step(struct x86_cpu *cpu)
+{
+        x86_step_begin(cpu);
+        run_blocks(cpu);
+        x86_step_end(cpu);
+}
+
+/* A fault unwound to here: back to the instruction that raised it. -1: triple fault. */
+static int recover(struct x86_cpu *cpu)
+{
+        if (cpu->block) {
+                cpu->s.rip = insn_rip(cpu, cpu->insn->start);
+                cpu->block = NULL;
+        }
+        return x86_deliver_fault(cpu);
+}
+
+enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
+{
+        enum x86_exit reason;
+
+        complex_enter(cpu);
+        if (_setjmp(cpu->unwind) && recover(cpu) < 0) {
+                complex_leave(cpu);
+                return X86_EXIT_SHUTDOWN;
+        }
+        for (;;) {
+                switch (boundary(cpu)) {
+                case BOUNDARY_RUN:
+                        if (unlikely(cpu->mode_key & MODE_STEP))
+                                run_step(cpu);
+                        else
+                                run_blocks(cpu);
+                        continue;
+                case BOUNDARY_EXIT:
+                        reason = X86_EXIT_REQUESTED;
+                        break;
+                case BOUNDARY_HALTED:
+                        reason = X86_EXIT_HALTED;
+                        break;
+                default:
+                        reason = X86_EXIT_SHUTDOWN;
+                        break;
+                }
+                break;
+        }
+        complex_leave(cpu);
+        return reason;
+}
+
+/* ---- state ---- */
+
+struct x86_state *x86_cpu_state(struct x86_cpu *cpu)
+{
+        cpu->s.rflags = x86_flags(cpu);
+        return &cpu->s;
+}
+
+void x86_cpu_state_changed(struct x86_cpu *cpu)
+{
+        cpu->s.gpr[GPR_ZERO] = 0;
+        cpu->block = NULL;
+        x86_set_flags(cpu, cpu->s.rflags);
+        x86_mode_changed(cpu);
+        mmu_flush(cpu, true);
+        mmu_load_pdpte(cpu, cpu->s.cr0, cpu->s.cr3, cpu->s.cr4);
+        if (cpu->s.nmi_pending) {
+                cpu->s.nmi_pending = false;
+                atomic_fetch_or(&cpu->requests, X86_REQUEST_NMI);
+        }
+}
+
+uint64_t x86_cpu_instructions(const struct x86_cpu *cpu)
+{
+        return atomic_load_explicit(&cpu->instructions, memory_order_relaxed);
+}

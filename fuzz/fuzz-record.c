@@ -12,7 +12,8 @@ static void walk(struct cursor in, unsigned depth)
                 if (depth < 8)
                         walk(record.body, depth + 1);
                 cursor_le64(&record.body);
-                (void)record_finish(&record, &err);
+                if (!record_finish(&record, &err) && cursor_left(&record.body))
+                        abort();
         }
 }
 

@@ -56,7 +56,7 @@ static int replay_folder(const char *path)
 
 int main(int argc, char **argv)
 {
-        uint8_t *nothing = malloc(1);
+        uint8_t *nothing = calloc(1, 1); /* on the heap, so that ASan guards it */
         int r = 0;
 
         LLVMFuzzerTestOneInput(nothing, 0);

@@ -1,6 +1,99 @@
-#include "base/err.h"
+/* Finds the command that argv[1] names, parses its options, runs it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 
-int main(void)
+#include "base/log.h"
+#include "cli/cli.h"
+
+static const struct cli_command *const commands[] = { &cli_boot, &cli_doctor, &cli_help, &cli_version, &cli_completion };
+
+/*
+ * A program may be started with its standard descriptors closed; the next file opened would then be taken for the console, or
+ * messages written into a disk. They are opened on nothing instead, each in the direction that fails.
+ */
+static void open_standard_descriptors(void)
 {
-        return 2;
+        for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+                if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_RDONLY : O_WRONLY) != fd)
+                        _exit(CLI_FAILED);
+        }
+}
+
+int cli_flush(void)
+{
+        if (fflush(stdout) == 0 && !ferror(stdout))
+                return CLI_OK;
+        log_error("cannot write to standard output: %s", strerror(errno));
+        return CLI_FAILED;
+}
+
+static const char *command_name(const void *ctx, size_t i)
+{
+        return i < ARRAY_SIZE(commands) ? commands[i]->table->name : NULL;
+}
+
+static const struct cli_command *find_command(const char *name)
+{
+        const char *nearest;
+
+        for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+                if (!strcmp(commands[i]->table->name, name))
+                        return commands[i];
+        }
+        nearest = opt_nearest(name, command_name, NULL);
+        if (nearest)
+                log_error("unknown command '%s' (did you mean '%s'?)", name, nearest);
+        else
+                log_error("unknown command '%s' (try 'virta help')", name);
+        return NULL;
+}
+
+static int run_command(const struct cli_command *command, int argc, char **argv)
+{
+        void *args = calloc(1, MAX(command->args_size, (size_t)1));
+        struct err err = ERR_INIT;
+        int status, r;
+
+        if (!args) {
+                log_error("out of memory");
+                return CLI_FAILED;
+        }
+        if (command->prepare)
+                command->prepare(args);
+        r = opt_parse(command->table, argc, argv, args, &err);
+        if (r == OPT_HELP) {
+                opt_help(&cli_program, command->table, stdout);
+                status = cli_flush();
+        } else if (r < 0) {
+                log_error("%s", err.text);
+                status = r == -ENOMEM ? CLI_FAILED : CLI_USAGE;
+        } else {
+                status = command->run(args);
+        }
+        if (command->finish)
+                command->finish(args);
+        free(args);
+        return status;
+}
+
+int main(int argc, char **argv)
+{
+        const struct cli_command *command;
+        const char *name;
+
+        open_standard_descriptors();
+        signal(SIGPIPE, SIG_IGN); /* a reader that left is an error to be told, not the end of a guest */
+        log_init("virta", LOG_INFO);
+        if (argc < 2) {
+                opt_help(&cli_program, NULL, stderr);
+                return CLI_USAGE;
+        }
+        name = argv[1];
+        if (!strcmp(name, "--help") || !strcmp(name, "-h"))
+                name = "help";
+        else if (!strcmp(name, "--version"))
+                name = "version";
+        command = find_command(name);
+        return command ? run_command(command, argc - 2, argv + 2) : CLI_USAGE;
 }

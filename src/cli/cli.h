@@ -1,0 +1,35 @@
+/*
+ * The commands of `virta`: one entry each in cli_commands[], with its table of options (base/opt.h) beside the function that
+ * runs it. To add a command: a file cmd-NAME.c, its declaration here, its line in main.c.
+ */
+#pragma once
+
+#include "base/opt.h"
+
+/* Exit codes that all commands share; `boot` has more (vmm.h). */
+enum cli_exit { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+struct cli_command {
+        const struct opt_command *table;
+        size_t args_size; /* of the struct that the options go into; zeroed before */
+        /* args are parsed; returns the exit code. Errors are told to log_error() by the command itself. */
+        int (*run)(void *args);
+        /* Defaults into args, before parsing; may be NULL. */
+        void (*prepare)(void *args);
+        /* Frees what the options' call() functions allocated; may be NULL. Also after a failed parse. */
+        void (*finish)(void *args);
+};
+
+extern const struct opt_command boot_table, doctor_table, help_table, version_table, completion_table;
+
+extern const struct cli_command cli_boot;
+extern const struct cli_command cli_doctor;
+extern const struct cli_command cli_help;
+extern const struct cli_command cli_version;
+extern const struct cli_command cli_completion;
+
+/* The program with all commands. */
+extern const struct opt_program cli_program;
+
+/* Flushes standard output; an error there (a full disk, a closed pipe) is told and becomes CLI_FAILED. */
+int cli_flush(void);

@@ -71,6 +71,8 @@ int complex_add(struct x86_cpu *cpu, struct err *err)
         struct x86_complex *c = cpu->complex;
         int r = 0;
 
+        cpu->mem = c->mem;
+        mmu_reset(cpu);
         pthread_mutex_lock(&c->lock);
         if (cpu->index >= COMPLEX_CPUS_MAX)
                 r = err_set(err, -ENOSPC, "processor %u is past the last, %d", cpu->index, COMPLEX_CPUS_MAX - 1);

@@ -76,8 +76,8 @@ struct lazy_flags {
 struct x86_fault {
         uint8_t vector;
         bool has_error;
+        bool breakpoint; /* #DB as a fault: an instruction breakpoint */
         uint32_t error_code;
-        uint64_t cr2;
 };
 
 /* In x86_cpu.requests beside enum x86_request; they do not end a halt. */
@@ -116,6 +116,7 @@ struct x86_cpu {
         struct x86_fault fault;     /* what x86_raise() was called with */
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */
         bool step_trap;             /* EFLAGS.TF was set before it */
+        uint32_t pauses;            /* PAUSE instructions, to yield now and then */
         bool alone;                 /* between complex_exclusive_begin() and _end() */
         _Atomic uint32_t in_guest;  /* complex.c: may hold translations in use */
         unsigned index;
@@ -274,7 +275,7 @@ void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
 
 /* ---- stop the world (complex.c) ---- */
 
-/* x86_cpu_new() and _free(): a place in the complex; -EEXIST, -ENOSPC. */
+/* x86_cpu_new() and _free(): a place in the complex, its memory, an empty TLB; -EEXIST, -ENOSPC. */
 int complex_add(struct x86_cpu *cpu, struct err *err) _must_check_;
 void complex_remove(struct x86_cpu *cpu);
 struct guest_memory *complex_memory(const struct x86_complex *complex);

@@ -183,3 +183,70 @@ void x86_set_cr4(struct x86_cpu *cpu, uint64_t value);
 int x86_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *value);
 int x86_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value);
 uint64_t x86_tsc(const struct x86_cpu *cpu);
+
+/* ---- instructions ---- */
+
+/* Each file's share of system_bind(); NULL when the mnemonic is not of its topic. */
+insn_fn system_control_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *d);
+insn_fn system_segment_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *d);
+insn_fn system_transfer_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *d);
+insn_fn system_call_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *d);
+insn_fn system_io_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *d);
+insn_fn system_misc_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *d);
+
+static inline uint64_t system_reg(const struct x86_cpu *cpu, uint8_t at, unsigned size_bytes)
+{
+        const char *reg = (const char *)cpu->s.gpr + at;
+
+        switch (size_bytes) {
+        case 1:
+                return *(const uint8_t *)reg;
+        case 2:
+                return *(const uint16_t *)reg;
+        case 4:
+                return *(const uint32_t *)reg;
+        default:
+                return *(const uint64_t *)reg;
+        }
+}
+
+/* Writing 4 bytes clears the upper half. */
+static inline void system_set_reg(struct x86_cpu *cpu, uint8_t at, uint64_t value, unsigned size_bytes)
+{
+        char *reg = (char *)cpu->s.gpr + at;
+
+        switch (size_bytes) {
+        case 1:
+                *(uint8_t *)reg = (uint8_t)value;
+                break;
+        case 2:
+                *(uint16_t *)reg = (uint16_t)value;
+                break;
+        case 4:
+                *(uint64_t *)reg = (uint32_t)value;
+                break;
+        default:
+                *(uint64_t *)reg = value;
+        }
+}
+
+/* The 16-bit operand 0 of an instruction, in memory or a register. */
+static inline uint16_t system_word(struct x86_cpu *cpu, const struct insn *i, unsigned operand)
+{
+        if (i->memory_operand == operand)
+                return mmu_read16(cpu, insn_linear(cpu, i, 2, false));
+        return (uint16_t)system_reg(cpu, i->reg[operand], 2);
+}
+
+static inline void system_need_cpl0(struct x86_cpu *cpu)
+{
+        if (cpu->cpl != 0)
+                x86_gp0(cpu);
+}
+
+/* Leaves the block at the next instruction. */
+static inline const struct insn *system_leave(struct x86_cpu *cpu, const struct insn *i)
+{
+        cpu->s.rip = insn_rip(cpu, i->end);
+        return NULL;
+}

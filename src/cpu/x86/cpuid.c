@@ -60,7 +60,6 @@ static const struct {
 #define F_STIBP X86_FEATURE(7u, 0u, 3u, 27u)
 #define F_ARCH_CAPABILITIES X86_FEATURE(7u, 0u, 3u, 29u)
 #define F_SSBD X86_FEATURE(7u, 0u, 3u, 31u)
-#define F_FCS_FDS_ZERO X86_FEATURE(7u, 0u, 1u, 13u)
 #define F_ARAT X86_FEATURE(6u, 0u, 0u, 2u)
 #define F_PREFETCHW X86_FEATURE(0x80000001u, 0u, 2u, 8u)
 #define F_INVARIANT_TSC X86_FEATURE(0x80000007u, 0u, 3u, 8u)

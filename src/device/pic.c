@@ -378,8 +378,6 @@ static int pic_load(struct device *dev, uint16_t version, struct cursor *in, str
                 if (r < 0)
                         return r;
         }
-        pic->intr_level = false;
-        irq_set(&pic->intr, false);
         update(pic);
         return 0;
 }

@@ -23,6 +23,7 @@
 
 #include "cpu/x86/block.h"
 #include "cpu/x86/flags.h"
+#include "cpu/x86/paravirt.h"
 
 int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_model *model, const struct x86_platform *platform,
                 void *ctx, struct x86_cpu **out, struct err *err)
@@ -44,6 +45,8 @@ int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_mo
                 return r;
         }
         r = block_cache_new(cpu, err);
+        if (r == 0)
+                r = paravirt_new(cpu, err);
         if (r < 0) {
                 x86_cpu_free(cpu);
                 return r;
@@ -59,6 +62,7 @@ void x86_cpu_free(struct x86_cpu *cpu)
         if (!cpu)
                 return;
         complex_remove(cpu);
+        paravirt_free(cpu);
         block_cache_free(cpu->blocks);
         free(cpu);
 }
@@ -305,6 +309,7 @@ void x86_cpu_state_changed(struct x86_cpu *cpu)
                 cpu->s.nmi_pending = false;
                 atomic_fetch_or(&cpu->requests, X86_REQUEST_NMI);
         }
+        paravirt_refresh(cpu);
 }
 
 uint64_t x86_cpu_instructions(const struct x86_cpu *cpu)

@@ -14,3 +14,6 @@ struct virtio_fs_config {
 /* -ENOENT, -ENOTDIR, -EACCES name the directory; -EINVAL the tag. */
 int virtio_fs_new(struct device_host *host, struct pci_bus *bus, const char *id, const struct virtio_fs_config *config,
                   struct virtio **fs, struct err *err) _must_check_;
+
+/* The descriptor of the directory, for a sandbox that keeps it reachable (base/sandbox.h). */
+int virtio_fs_directory(const struct virtio *fs);

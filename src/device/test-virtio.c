@@ -293,6 +293,9 @@ void test_ring_init(struct test_ring *r, struct test_driver *d, unsigned queue, 
         r->desc_at = test_at(d->bed, r->desc, 16 * r->size);
         r->driver_at = test_at(d->bed, r->driver, 6 + 2 * r->size);
         r->device_at = test_at(d->bed, r->device, 6 + 8 * r->size);
+        memset(r->desc_at, 0, 16 * r->size);
+        memset(r->driver_at, 0, 6 + 2 * r->size);
+        memset(r->device_at, 0, 6 + 8 * r->size);
         r->avail_wrap = r->used_wrap = true;
         r->free_slots = r->size;
         for (unsigned i = 0; i < r->size; i++) {

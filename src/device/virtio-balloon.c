@@ -191,7 +191,7 @@ static void take_stats(struct balloon *balloon)
         read_stats(balloon, &chain);
         balloon->stats_chain = (struct virtio_chain){ .head = chain.head, .descriptors = chain.descriptors };
         balloon->stats_held = true;
-        if (!virtqueue_empty(&balloon->v, STATS))
+        if (virtqueue_notifications(&balloon->v, STATS, true))
                 virtio_wake(&balloon->v, STATS);
 }
 

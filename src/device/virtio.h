@@ -153,7 +153,8 @@ static inline void virtio_unlock(struct virtio *v)
 
 /*
  * The next chain: 1, 0 when there is none, -EBADMSG when the driver broke the rules (the device is then broken). When it gives
- * 0 and notifications are on (as they are at first), the driver has been asked to notify of what comes next.
+ * 0 and notifications are on (as they are at first), the driver has been asked to notify of what comes next. Who stops before
+ * that asks with virtqueue_notifications(), or comes back by itself.
  */
 int virtqueue_pop(struct virtio *v, unsigned queue, struct virtio_iov *storage, struct virtio_chain *chain) _must_check_;
 /* Puts back what virtqueue_pop() gave, newest first: as if it had not been popped. */

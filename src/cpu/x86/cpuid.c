@@ -223,7 +223,7 @@ static void add_xsave(struct x86_model *model)
 }
 
 enum kvm_feature {
-        KVM_CLOCKSOURCE = 1u << 0, KVM_NOP_IO_DELAY = 1u << 1, KVM_CLOCKSOURCE2 = 1u << 3, KVM_STEAL_TIME = 1u << 5,
+        KVM_CLOCKSOURCE = 1u << 0, KVM_NOP_IO_DELAY = 1u << 1, KVM_CLOCKSOURCE2 = 1u << 3, KVM_STEAL_TIME = 1u << 5, KVM_PV_EOI = 1u << 6,
         KVM_PV_UNHALT = 1u << 7, KVM_PV_TLB_FLUSH = 1u << 9, KVM_PV_SEND_IPI = 1u << 11, KVM_PV_SCHED_YIELD = 1u << 13,
         KVM_CLOCKSOURCE_STABLE = 1u << 24,
 };
@@ -232,7 +232,7 @@ static void add_hypervisor(struct x86_model *model)
 {
         set_entry(model, LEAF_KVM, 0, LEAF_KVM_MAX, four("KVMK"), four("VMKV"), four("M\0\0"));
         set_entry(model, LEAF_KVM + 1, 0,
-                  KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_STEAL_TIME | KVM_PV_UNHALT | KVM_PV_TLB_FLUSH |
+                  KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_STEAL_TIME | KVM_PV_EOI | KVM_PV_UNHALT | KVM_PV_TLB_FLUSH |
                           KVM_PV_SEND_IPI | KVM_PV_SCHED_YIELD | KVM_CLOCKSOURCE_STABLE,
                   0, 0, 0);
         /* TSC and APIC bus frequency in kHz; the bus runs at 1 GHz. */

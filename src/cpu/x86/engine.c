@@ -77,7 +77,7 @@ static bool interrupts_open(const struct x86_cpu *cpu)
 /* The requests that boundary() would act on in this state. */
 static uint32_t request_mask(const struct x86_cpu *cpu)
 {
-        uint32_t mask = X86_REQUEST_INIT | X86_REQUEST_EXIT | X86_REQUEST_FLUSH | X86_REQUEST_PAUSE;
+        uint32_t mask = X86_REQUEST_INIT | X86_REQUEST_EXIT | X86_REQUEST_KICK | X86_REQUEST_FLUSH | X86_REQUEST_PAUSE;
 
         if (cpu->s.wait_for_sipi)
                 return mask | X86_REQUEST_SIPI;
@@ -194,6 +194,10 @@ static enum boundary boundary(struct x86_cpu *cpu)
                         init_and_sipi(cpu, requests);
                         continue;
                 }
+                if (requests & X86_REQUEST_KICK) {
+                        request_clear(cpu, X86_REQUEST_KICK);
+                        cpu->s.halted = false;
+                }
                 if (requests & X86_REQUEST_EXIT) {
                         request_clear(cpu, X86_REQUEST_EXIT);
                         return BOUNDARY_EXIT;
@@ -254,7 +258,9 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
         enum x86_exit reason;
 
         complex_enter(cpu);
+        paravirt_enter(cpu);
         if (_setjmp(cpu->unwind) && recover(cpu) < 0) {
+                paravirt_leave(cpu);
                 complex_leave(cpu);
                 return X86_EXIT_SHUTDOWN;
         }
@@ -278,6 +284,7 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
                 }
                 break;
         }
+        paravirt_leave(cpu);
         complex_leave(cpu);
         return reason;
 }

@@ -1,8 +1,8 @@
 /*
  * Model-specific registers.
  *
- * Most are members of the state; the table below names them, with the bits that may be set. The local APIC's own MSRs go to the
- * platform, KVM's to paravirt.c. Anything else is #GP(0), which operating systems expect of registers that are not there.
+ * Most are members of the state; the table below names them, with the bits that may be set. The local APIC's own MSRs and KVM's
+ * PV EOI go to the platform, the rest of KVM's to paravirt.c. Anything else is #GP(0), which operating systems expect of registers that are not there.
  *
  * Source: Intel SDM vol. 4; vol. 3A §12.11 (MTRRs), §17.17 (TSC).
  */
@@ -141,7 +141,7 @@ static bool pat_valid(uint64_t value)
 
 static bool is_apic(uint32_t index)
 {
-        return index == MSR_APIC_BASE || index == MSR_TSC_DEADLINE || (index & ~0xffu) == MSR_X2APIC;
+        return index == MSR_APIC_BASE || index == MSR_TSC_DEADLINE || index == PV_MSR_EOI_EN || (index & ~0xffu) == MSR_X2APIC;
 }
 
 static bool is_paravirt(uint32_t index)
@@ -171,6 +171,8 @@ static int apic_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
         complex_enter(cpu);
         if (r == 0 && index == MSR_APIC_BASE)
                 cpu->s.apic_base = value;
+        if (r == 0 && index == PV_MSR_EOI_EN)
+                cpu->s.pv_eoi = value;
         return r;
 }
 

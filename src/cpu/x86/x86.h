@@ -24,7 +24,7 @@ struct x86_platform {
         /* CR8: the task priority, 0-15. Lowering it may raise X86_REQUEST_INTERRUPT. */
         uint8_t (*tpr_read)(void *ctx);
         void (*tpr_write)(void *ctx, uint8_t priority);
-        /* MSRs of the local APIC: IA32_APIC_BASE, x2APIC 0x800-0x8ff, IA32_TSC_DEADLINE. -EPERM makes it #GP. */
+        /* MSRs of the local APIC: IA32_APIC_BASE, x2APIC 0x800-0x8ff, IA32_TSC_DEADLINE, KVM's PV EOI 0x4b564d04. -EPERM makes it #GP. */
         int (*apic_msr_read)(void *ctx, uint32_t index, uint64_t *value);
         int (*apic_msr_write)(void *ctx, uint32_t index, uint64_t value);
         /* KVM hypercalls that concern other processors: KICK_CPU (5), SEND_IPI (10), SCHED_YIELD (11); else -ENOSYS. */
@@ -38,6 +38,7 @@ enum x86_request {
         X86_REQUEST_INIT = 1u << 2,
         X86_REQUEST_SIPI = 1u << 3, /* the vector is in sipi_vector */
         X86_REQUEST_EXIT = 1u << 4, /* x86_cpu_run() returns X86_EXIT_REQUESTED at the next instruction boundary */
+        X86_REQUEST_KICK = 1u << 6, /* ends a halt, also with interrupts off (KVM's KICK_CPU hypercall) */
         X86_REQUEST_FLUSH = 1u << 5, /* internal: drop the soft TLB (a page became code, memory was hot-added) */
 };
 

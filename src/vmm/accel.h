@@ -6,12 +6,20 @@
  */
 #pragma once
 
+#include <signal.h>
+
 #include "cpu/x86/state.h"
 #include "device/device.h"
 
-struct accel;
-struct accel_vcpu;
-struct cpu_model; /* --cpu */
+/* Drivers embed these. */
+struct accel {
+        const struct accel_ops *ops;
+};
+
+struct accel_vcpu {
+        struct accel *accel;
+        unsigned index;
+};
 
 enum vcpu_exit {
         VCPU_EXIT_REQUESTED, /* kicked; look at the machine's state and run again */
@@ -29,11 +37,16 @@ struct accel_ops {
          */
         int (*probe)(double *million_instructions_s, struct err *err);
         /*
-         * Makes the processors' side of a machine with count vCPUs: local APICs, routing, clock. host->msi, ->doorbell are set by
-         * it. Guest memory has all its regions; a KVM slot is made for each.
+         * Makes the processors' side of a machine with count vCPUs: local APICs, routing, clock. It sets host->msi; host->bus,
+         * ->mem, ->loop and ->timers are there. Guest memory has all its regions; a KVM slot is made for each. The clocks stand
+         * until resume.
          */
         int (*new)(struct device_host *host, unsigned count, const char *cpu_model, struct accel **accel, struct err *err);
+        /* No vCPU runs any more. */
         void (*free)(struct accel *accel);
+        /* device_host.doorbell; any thread. */
+        int (*doorbell)(struct accel *accel, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match_value,
+                        uint32_t value, int eventfd);
 
         /* The 8259's INTR wire and how to acknowledge it; I/O APIC's end-of-interrupt. */
         void (*connect_pic)(struct accel *accel, int (*ack)(void *ctx), void *ctx);
@@ -54,15 +67,24 @@ struct accel_ops {
         int (*reset)(struct accel_vcpu *vcpu, struct err *err); /* power-on, with its local APIC */
         int (*save)(struct accel_vcpu *vcpu, struct writer *out, struct err *err);
         int (*load)(struct accel_vcpu *vcpu, struct cursor *in, struct err *err);
-        /* The guest's clocks stand still between pause and resume; machine-wide. */
+        /* The guest's clocks stand still between pause and resume; machine-wide. Each pause has its resume. */
         void (*pause)(struct accel *accel);
         void (*resume)(struct accel *accel);
         /* Guest instructions executed so far, 0 when not counted. Any thread. */
         uint64_t (*instructions)(struct accel_vcpu *vcpu);
 };
 
+#define VCPU_KICK_SIGNAL SIGUSR1 /* blocked in every thread but while a vCPU runs in the kernel */
+
 extern const struct accel_ops accel_software_ops;
 extern const struct accel_ops accel_kvm_ops;
 
 /* NULL-terminated, in the order auto tries them. */
 extern const struct accel_ops *const accel_drivers[];
+
+/*
+ * The accelerator that name ("auto", or NULL, or a driver's) says. auto takes the first whose probe succeeds; why says then, in a
+ * line, why the ones before it were passed over (empty when none was). -EINVAL for a name that is none; a named accelerator that
+ * does not work here is an error.
+ */
+int accel_choose(const char *name, const struct accel_ops **ops, struct err *why, struct err *err) _must_check_;

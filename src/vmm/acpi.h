@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "base/cursor.h"
 #include "base/guest-memory.h"
 
 #define ACPI_BASE 0xe0000u

@@ -180,9 +180,13 @@ void virtqueue_interrupt(struct virtio *v, unsigned queue)
 
 bool virtqueue_empty(struct virtio *v, unsigned queue)
 {
-        const struct virtqueue *q = ready_queue(v, queue);
+        const struct virtqueue *q;
 
-        return !q || (q->packed ? packed_empty(q) : split_empty(q));
+        /* A broken device sees nothing more, or a loop until empty would not end. */
+        if (!virtqueue_ready(v, queue))
+                return true;
+        q = v->queue[queue];
+        return q->packed ? packed_empty(q) : split_empty(q);
 }
 
 bool virtqueue_notifications(struct virtio *v, unsigned queue, bool enable)

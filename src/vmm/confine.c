@@ -48,6 +48,8 @@ static const struct syscall_rule rules[] = {
         /* the loop */
         ALLOW(epoll_wait), ALLOW(epoll_pwait), ALLOW(epoll_pwait2), ALLOW(epoll_ctl), ALLOW(epoll_create1), ALLOW(poll), ALLOW(ppoll),
         ALLOW(timerfd_create), ALLOW(timerfd_settime), ALLOW(eventfd2), ALLOW(pipe2), ALLOW(rt_sigaction), ALLOW_OWN_PID(tgkill, 0), ALLOW(fcntl),
+        /* a thread's own, shorter list: a filter can only take away */
+        ALLOW(seccomp), ALLOW_IF(prctl, 0, UINT64_MAX, PR_SET_NO_NEW_PRIVS), ALLOW_IF(prctl, 0, UINT64_MAX, PR_GET_NO_NEW_PRIVS),
         /* threads: the flags of a process (no CLONE_THREAD) or of a namespace do not pass */
         ALLOW_IF(clone, 0, CLONE_THREAD | CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP,
                  CLONE_THREAD),

@@ -2,8 +2,8 @@
  * A processor of ours without a machine: memory, page tables, gates to HLT, no devices.
  *
  * Physical memory is 272 MiB from 0 (sparse). Its first MiB holds the tables:
- *      0x1000 PML4, 0x2000 PDPT, 0x3000 PD: identity, 2 MiB pages; 0x4000 a page table for the 2 MiB at DIFF_BASE, of which only
- *      code, data and stack are present; 0x5000 GDT, 0x6000 IDT, 0x7000 TSS, 0x8000 handlers (HLT each), 0xa000 their stack's end
+ *      0x1000 PML4, 0x2000 PDPT, 0x3000 PD: identity, 2 MiB pages for the supervisor; 0x4000 a page table for the 2 MiB at
+ *      DIFF_BASE, of which only code, data and stack are present, for all; 0x5000 GDT, 0x6000 IDT, 0x7000 TSS, 0x8000 handlers (HLT each), 0xa000 their stack's end
  */
 #include "tests/diff/diff.h"
 
@@ -23,6 +23,7 @@
 #define HANDLER_STACK 0xa000u
 
 #define PAGE_ALL 7u /* present, writable, user */
+#define PAGE_SUPERVISOR 3u
 #define PAGE_LARGE 0x80u
 
 struct bare {
@@ -100,7 +101,7 @@ static void put_pages(struct bare *bare)
         put64(bare, PML4, PDPT | PAGE_ALL);
         put64(bare, PDPT, PD | PAGE_ALL);
         for (uint64_t n = 0; n < MEMORY_BYTES >> 21; n++)
-                put64(bare, PD + n * 8, n << 21 | PAGE_ALL | PAGE_LARGE);
+                put64(bare, PD + n * 8, n << 21 | PAGE_SUPERVISOR | PAGE_LARGE);
         put64(bare, PD + (DIFF_BASE >> 21) * 8, PT | PAGE_ALL);
         for (size_t n = 0; n < ARRAY_SIZE(present); n++)
                 for (uint64_t at = present[n].from; at < present[n].from + present[n].bytes; at += 0x1000)
@@ -301,7 +302,7 @@ void bare_run(struct bare *bare, const uint8_t *code, size_t size_bytes, struct 
         bare_reset(bare, 3, DIFF_CODE);
         s = x86_cpu_state(bare->cpu);
         memcpy(s->gpr, run->state.gpr, sizeof(run->state.gpr));
-        s->rflags = (run->state.rflags & (X86_FLAGS_STATUS | X86_FLAG_DF)) | X86_FLAG_FIXED;
+        s->rflags = (run->state.rflags & (X86_FLAGS_STATUS | X86_FLAG_DF)) | X86_FLAG_FIXED | X86_FLAG_IF;
         if (with_xsave)
                 xsave_to_fpu(&s->fpu, run->state.xsave);
         x86_cpu_state_changed(bare->cpu);

@@ -12,7 +12,6 @@
 #include "cpu/x86/decode.h"
 
 #include <assert.h>
-
 #include <errno.h>
 
 #include "cpu/x86/cpuid.h"

@@ -161,12 +161,10 @@ FOR_EACH_WIDTH(EXCHANGE)
                 uint##bits##_t a = reg_get##bits(cpu, RAX_AT), b = reg_get##bits(cpu, i->reg[0]);                          \
                                                                                                                            \
                 flags_difference##bits(cpu, a, b, (uint##bits##_t)(a - b));                                                \
-                if (a == b) {                                                                                              \
+                if (a == b)                                                                                                \
                         reg_set##bits(cpu, i->reg[0], reg_get##bits(cpu, i->reg[1]));                                      \
-                } else {                                                                                                   \
-                        reg_set##bits(cpu, i->reg[0], b);                                                                  \
+                else                                                                                                       \
                         reg_set##bits(cpu, RAX_AT, b);                                                                     \
-                }                                                                                                          \
                 NEXT;                                                                                                      \
         }                                                                                                                  \
         HANDLER(cmpxchg##bits##_m)                                                                                         \

@@ -1,12 +1,11 @@
 /*
  * Bits: BT, BTS, BTR, BTC, BSF, BSR, TZCNT, LZCNT, POPCNT, CRC32. With LOCK see integer-atomic.c.
  *
- * Undefined flags as on the hardware: BT and its like change only CF; BSF and BSR with a source of 0 leave the destination
- * alone, and give the flags of a comparison of the source with 0 but for PF.
+ * Undefined flags as on the hardware: BT and its like change only CF; BSF and BSR clear the others but for PF, which is that of the
+ * result, and with a source of 0 they leave the whole destination register alone.
  */
 #include "cpu/x86/integer.h"
 
-#define BIT_VALUE_bt(a, bit) (a)
 #define BIT_VALUE_bts(a, bit) ((a) | (bit))
 #define BIT_VALUE_btr(a, bit) ((a) & ~(bit))
 #define BIT_VALUE_btc(a, bit) ((a) ^ (bit))
@@ -66,7 +65,6 @@ static uint64_t bit_linear(struct x86_cpu *cpu, const struct insn *i, int64_t bi
         return x86_linear(cpu, i->seg, offset, size_bytes, write);
 }
 
-FOR_EACH_WORD(BIT_REGISTER, bt)
 FOR_EACH_WORD(BIT_REGISTER, bts)
 FOR_EACH_WORD(BIT_REGISTER, btr)
 FOR_EACH_WORD(BIT_REGISTER, btc)
@@ -74,7 +72,17 @@ FOR_EACH_WORD(BIT_MEMORY, bts)
 FOR_EACH_WORD(BIT_MEMORY, btr)
 FOR_EACH_WORD(BIT_MEMORY, btc)
 
-#define BIT_TEST_MEMORY(bits)                                                                                    \
+#define BIT_TEST(bits)                                                                                           \
+        HANDLER(bt##bits##_rr)                                                                                   \
+        {                                                                                                        \
+                flags_set_cf(cpu, reg_get##bits(cpu, i->reg[0]) >> (reg_get8(cpu, i->reg[1]) & (bits - 1)) & 1); \
+                NEXT;                                                                                            \
+        }                                                                                                        \
+        HANDLER(bt##bits##_ri)                                                                                   \
+        {                                                                                                        \
+                flags_set_cf(cpu, reg_get##bits(cpu, i->reg[0]) >> (i->imm & (bits - 1)) & 1);                   \
+                NEXT;                                                                                            \
+        }                                                                                                        \
         HANDLER(bt##bits##_mi)                                                                                   \
         {                                                                                                        \
                 flags_set_cf(cpu, load##bits(cpu, i, FORM_ANY) >> (i->imm & (bits - 1)) & 1);                    \
@@ -88,7 +96,7 @@ FOR_EACH_WORD(BIT_MEMORY, btc)
                 flags_set_cf(cpu, mmu_read##bits(cpu, linear) >> n & 1);                                         \
                 NEXT;                                                                                            \
         }
-FOR_EACH_WORD(BIT_TEST_MEMORY)
+FOR_EACH_WORD(BIT_TEST)
 
 enum { BIT_RR, BIT_RI, BIT_MR, BIT_MI, BIT_FORMS };
 
@@ -108,10 +116,11 @@ static unsigned highest16(uint16_t a) { return 31u - (unsigned)__builtin_clz(a);
 static unsigned highest32(uint32_t a) { return 31u - (unsigned)__builtin_clz(a); }
 static unsigned highest64(uint64_t a) { return 63u - (unsigned)__builtin_clzll(a); }
 
-/* ZF from the source, the others as if 0 had been compared with it. */
-static inline void flags_scan(struct x86_cpu *cpu, bool zero)
+/* n is the number found, a byte. */
+static inline void flags_scan(struct x86_cpu *cpu, bool found, unsigned n)
 {
-        flags_set_status(cpu, zero ? X86_FLAG_ZF | X86_FLAG_PF : 0);
+        cpu->lazy.carry = 0;
+        cpu->lazy.result = found ? n | 0x100 : 0;
 }
 
 /* CF: the source is 0. ZF: the result is. */
@@ -123,15 +132,19 @@ static inline void flags_count(struct x86_cpu *cpu, bool source_zero, bool resul
 #define COUNT(bits)                                                                     \
         static inline void do_bsf##bits(struct x86_cpu *cpu, const struct insn *i, uint##bits##_t a) \
         {                                                                               \
+                unsigned n = a ? trailing##bits(a) : 0;                                \
+                                                                                        \
                 if (a)                                                                  \
-                        reg_set##bits(cpu, i->reg[0], (uint##bits##_t)trailing##bits(a)); \
-                flags_scan(cpu, a == 0);                                                \
+                        reg_set##bits(cpu, i->reg[0], (uint##bits##_t)n);               \
+                flags_scan(cpu, a != 0, n);                                             \
         }                                                                               \
         static inline void do_bsr##bits(struct x86_cpu *cpu, const struct insn *i, uint##bits##_t a) \
         {                                                                               \
+                unsigned n = a ? highest##bits(a) : 0;                                \
+                                                                                        \
                 if (a)                                                                  \
-                        reg_set##bits(cpu, i->reg[0], (uint##bits##_t)highest##bits(a)); \
-                flags_scan(cpu, a == 0);                                                \
+                        reg_set##bits(cpu, i->reg[0], (uint##bits##_t)n);               \
+                flags_scan(cpu, a != 0, n);                                             \
         }                                                                               \
         static inline void do_tzcnt##bits(struct x86_cpu *cpu, const struct insn *i, uint##bits##_t a) \
         {                                                                               \

@@ -4,11 +4,24 @@
  */
 #include "cpu/x86/integer.h"
 
+/* PF is undefined after BMI1 and BZHI; the hardware clears it. SF is after BEXTR: cleared as well. */
+static inline void flags_clear_pf(struct x86_cpu *cpu)
+{
+        cpu->lazy.carry |= flag_pf(cpu) * LAZY_PARITY;
+}
+
+static inline void flags_bextr(struct x86_cpu *cpu, uint64_t r)
+{
+        cpu->lazy.result = r ? 1 : 0;
+        cpu->lazy.carry = r ? 0 : LAZY_PARITY;
+}
+
 /* In the order of the operands: 0 is written; in BLS* operand 1 is the source. b is the one that may be in memory. */
 #define BMI_OPERATIONS(bits)                                                                                                    \
         static inline uint##bits##_t op_andn##bits(struct x86_cpu *cpu, uint##bits##_t a, uint##bits##_t b)                      \
         {                                                                                                                       \
                 flags_logic##bits(cpu, ~a & b);                                                                                 \
+                flags_clear_pf(cpu);                                                                                            \
                 return ~a & b;                                                                                                  \
         }                                                                                                                       \
         static inline uint##bits##_t op_bextr##bits(struct x86_cpu *cpu, uint##bits##_t control, uint##bits##_t b)               \
@@ -18,7 +31,7 @@
                                                                                                                                 \
                 if (length < bits)                                                                                              \
                         r &= ((uint##bits##_t)1 << length) - 1;                                                                 \
-                flags_logic##bits(cpu, r);                                                                                      \
+                flags_bextr(cpu, r);                                                                                           \
                 return r;                                                                                                       \
         }                                                                                                                       \
         static inline uint##bits##_t op_bzhi##bits(struct x86_cpu *cpu, uint##bits##_t control, uint##bits##_t b)                \
@@ -27,21 +40,25 @@
                 uint##bits##_t r = n < bits ? b & (((uint##bits##_t)1 << n) - 1) : b;                                           \
                                                                                                                                 \
                 flags_given##bits(cpu, r, n >= bits, 0, 0);                                                                     \
+                flags_clear_pf(cpu);                                                                                            \
                 return r;                                                                                                       \
         }                                                                                                                       \
         static inline uint##bits##_t op_blsi##bits(struct x86_cpu *cpu, uint##bits##_t b)                                        \
         {                                                                                                                       \
                 flags_given##bits(cpu, b & -b, b != 0, 0, 0);                                                                   \
+                flags_clear_pf(cpu);                                                                                            \
                 return b & -b;                                                                                                  \
         }                                                                                                                       \
         static inline uint##bits##_t op_blsmsk##bits(struct x86_cpu *cpu, uint##bits##_t b)                                      \
         {                                                                                                                       \
                 flags_given##bits(cpu, b ^ (b - 1), b == 0, 0, 0);                                                              \
+                flags_clear_pf(cpu);                                                                                            \
                 return b ^ (b - 1);                                                                                             \
         }                                                                                                                       \
         static inline uint##bits##_t op_blsr##bits(struct x86_cpu *cpu, uint##bits##_t b)                                        \
         {                                                                                                                       \
                 flags_given##bits(cpu, b & (b - 1), b == 0, 0, 0);                                                              \
+                flags_clear_pf(cpu);                                                                                            \
                 return b & (b - 1);                                                                                             \
         }                                                                                                                       \
         static inline uint##bits##_t op_shlx##bits(struct x86_cpu *cpu, uint##bits##_t count, uint##bits##_t b)                  \

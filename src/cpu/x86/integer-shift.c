@@ -1,20 +1,22 @@
 /*
  * Shifts and rotates: SHL, SHR, SAR, ROL, ROR, RCL, RCR, SHLD, SHRD.
  *
- * A count is taken modulo 32 (64 with 64-bit operands); 0 changes no flag. Undefined flags are as on the hardware: OF is set by the
- * same rule for every count as for a count of 1 (with the last step's value), AF is 0 after shifts.
+ * A count is taken modulo 32 (64 with 64-bit operands); 0 changes no flag. Undefined flags are as on the hardware: OF is what a
+ * count of 1 would make of the operand, whatever the count is, but ROL and ROR of a register by an immediate that is not 1
+ * leave it; AF is 0 after shifts. RCL and RCR by a multiple of the width with its carry change nothing.
  */
 #include "cpu/x86/integer.h"
 
-/* The operations; count is 1-31 (1-63), for the narrow ones also beyond the width. */
+#define TOP_TWO_DIFFER(bits, a) (((a) >> (bits - 1) ^ (a) >> (bits - 2)) & 1)
+
+/* The operations; count is 1-31 (1-63), for the narrow ones also beyond the width. op_roli and op_rori are by an immediate. */
 #define SHIFT_OPERATIONS(bits)                                                                                               \
         static inline uint##bits##_t op_shl##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
         {                                                                                                                    \
                 uint##bits##_t before = (uint##bits##_t)((uint64_t)a << (count - 1)); /* all but the last step */            \
                 uint##bits##_t r = (uint##bits##_t)(before << 1);                                                            \
-                uint64_t cf = (before >> (bits - 1)) & 1;                                                                    \
                                                                                                                              \
-                flags_given##bits(cpu, r, cf, cf ^ ((r >> (bits - 1)) & 1), 0);                                              \
+                flags_given##bits(cpu, r, before >> (bits - 1), TOP_TWO_DIFFER(bits, a), 0);                                 \
                 return r;                                                                                                    \
         }                                                                                                                    \
         static inline uint##bits##_t op_shr##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
@@ -22,7 +24,7 @@
                 uint##bits##_t before = (uint##bits##_t)((uint64_t)a >> (count - 1));                                        \
                 uint##bits##_t r = before >> 1;                                                                              \
                                                                                                                              \
-                flags_given##bits(cpu, r, before & 1, (before >> (bits - 1)) & 1, 0);                                        \
+                flags_given##bits(cpu, r, before & 1, a >> (bits - 1), 0);                                                   \
                 return r;                                                                                                    \
         }                                                                                                                    \
         static inline uint##bits##_t op_sar##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
@@ -33,56 +35,75 @@
                 flags_given##bits(cpu, r, before & 1, 0, 0);                                                                 \
                 return r;                                                                                                    \
         }                                                                                                                    \
+        static inline uint##bits##_t rotate_left##bits(uint##bits##_t a, unsigned n)                                         \
+        {                                                                                                                    \
+                n %= bits;                                                                                                   \
+                return n ? (uint##bits##_t)(a << n | a >> (bits - n)) : a;                                                   \
+        }                                                                                                                    \
         static inline uint##bits##_t op_rol##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
         {                                                                                                                    \
-                unsigned n = count % bits;                                                                                   \
-                uint##bits##_t r = n ? (uint##bits##_t)(a << n | a >> (bits - n)) : a;                                       \
+                uint##bits##_t r = rotate_left##bits(a, count);                                                              \
                                                                                                                              \
-                flags_set_cf_of(cpu, r & 1, (r & 1) ^ ((r >> (bits - 1)) & 1));                                              \
+                flags_set_cf_of(cpu, r & 1, TOP_TWO_DIFFER(bits, a));                                                        \
+                return r;                                                                                                    \
+        }                                                                                                                    \
+        static inline uint##bits##_t op_roli##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                    \
+        {                                                                                                                    \
+                uint##bits##_t r = rotate_left##bits(a, count);                                                              \
+                                                                                                                             \
+                if (count == 1)                                                                                              \
+                        return op_rol##bits(cpu, a, count);                                                                  \
+                flags_set_cf(cpu, r & 1);                                                                                    \
                 return r;                                                                                                    \
         }                                                                                                                    \
         static inline uint##bits##_t op_ror##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
         {                                                                                                                    \
-                unsigned n = count % bits;                                                                                   \
-                uint##bits##_t r = n ? (uint##bits##_t)(a >> n | a << (bits - n)) : a;                                       \
-                uint64_t top = (r >> (bits - 1)) & 1;                                                                        \
+                uint##bits##_t r = rotate_left##bits(a, bits - count % bits);                                                \
                                                                                                                              \
-                flags_set_cf_of(cpu, top, top ^ ((r >> (bits - 2)) & 1));                                                    \
+                flags_set_cf_of(cpu, r >> (bits - 1), (a ^ (a >> (bits - 1))) & 1);                                          \
+                return r;                                                                                                    \
+        }                                                                                                                    \
+        static inline uint##bits##_t op_rori##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                    \
+        {                                                                                                                    \
+                uint##bits##_t r = rotate_left##bits(a, bits - count % bits);                                                \
+                                                                                                                             \
+                if (count == 1)                                                                                              \
+                        return op_ror##bits(cpu, a, count);                                                                  \
+                flags_set_cf(cpu, r >> (bits - 1));                                                                          \
                 return r;                                                                                                    \
         }                                                                                                                    \
         static inline uint##bits##_t op_rcl##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
         {                                                                                                                    \
                 unsigned n = count % (bits + 1);                                                                             \
                 unsigned __int128 wide = (unsigned __int128)flag_cf(cpu) << bits | a;                                        \
-                uint64_t cf;                                                                                                 \
                                                                                                                              \
-                if (n)                                                                                                       \
-                        wide = wide << n | wide >> (bits + 1 - n);                                                           \
-                cf = (uint64_t)(wide >> bits) & 1;                                                                           \
-                flags_set_cf_of(cpu, cf, cf ^ ((uint64_t)(wide >> (bits - 1)) & 1));                                         \
+                if (!n)                                                                                                      \
+                        return a;                                                                                            \
+                wide = wide << n | wide >> (bits + 1 - n);                                                                   \
+                flags_set_cf_of(cpu, (uint64_t)(wide >> bits) & 1, TOP_TWO_DIFFER(bits, a));                                 \
                 return (uint##bits##_t)wide;                                                                                 \
         }                                                                                                                    \
         static inline uint##bits##_t op_rcr##bits(struct x86_cpu *cpu, uint##bits##_t a, unsigned count)                     \
         {                                                                                                                    \
                 unsigned n = count % (bits + 1);                                                                             \
-                unsigned __int128 wide = (unsigned __int128)flag_cf(cpu) << bits | a;                                        \
-                uint##bits##_t r;                                                                                            \
+                uint64_t cf = flag_cf(cpu);                                                                                  \
+                unsigned __int128 wide = (unsigned __int128)cf << bits | a;                                                  \
                                                                                                                              \
-                if (n)                                                                                                       \
-                        wide = wide >> n | wide << (bits + 1 - n);                                                           \
-                r = (uint##bits##_t)wide;                                                                                    \
-                flags_set_cf_of(cpu, (uint64_t)(wide >> bits) & 1, ((r >> (bits - 1)) ^ (r >> (bits - 2))) & 1);             \
-                return r;                                                                                                    \
+                if (!n)                                                                                                      \
+                        return a;                                                                                            \
+                wide = wide >> n | wide << (bits + 1 - n);                                                                   \
+                flags_set_cf_of(cpu, (uint64_t)(wide >> bits) & 1, cf ^ (a >> (bits - 1)));                                  \
+                return (uint##bits##_t)wide;                                                                                 \
         }
 FOR_EACH_WIDTH(SHIFT_OPERATIONS)
 
 #define COUNT_MASK(bits) (bits == 64 ? 63u : 31u)
 
 /* An immediate count was masked by the binder and is not 0. */
-#define SHIFT(bits, op)                                                                                          \
+#define SHIFT(bits, op, opi)                                                                                        \
         HANDLER(op##bits##_ri)                                                                                   \
         {                                                                                                        \
-                reg_set##bits(cpu, i->reg[0], op_##op##bits(cpu, reg_get##bits(cpu, i->reg[0]), (unsigned)i->imm)); \
+                reg_set##bits(cpu, i->reg[0], op_##opi##bits(cpu, reg_get##bits(cpu, i->reg[0]), (unsigned)i->imm)); \
                 NEXT;                                                                                            \
         }                                                                                                        \
         HANDLER(op##bits##_rc)                                                                                   \
@@ -105,13 +126,13 @@ FOR_EACH_WIDTH(SHIFT_OPERATIONS)
                 MODIFY(bits, FORM_ANY, r = count ? op_##op##bits(cpu, a, count) : a);                            \
                 NEXT;                                                                                            \
         }
-FOR_EACH_WIDTH(SHIFT, shl)
-FOR_EACH_WIDTH(SHIFT, shr)
-FOR_EACH_WIDTH(SHIFT, sar)
-FOR_EACH_WIDTH(SHIFT, rol)
-FOR_EACH_WIDTH(SHIFT, ror)
-FOR_EACH_WIDTH(SHIFT, rcl)
-FOR_EACH_WIDTH(SHIFT, rcr)
+FOR_EACH_WIDTH(SHIFT, shl, shl)
+FOR_EACH_WIDTH(SHIFT, shr, shr)
+FOR_EACH_WIDTH(SHIFT, sar, sar)
+FOR_EACH_WIDTH(SHIFT, rol, roli)
+FOR_EACH_WIDTH(SHIFT, ror, rori)
+FOR_EACH_WIDTH(SHIFT, rcl, rcl)
+FOR_EACH_WIDTH(SHIFT, rcr, rcr)
 
 /* A count of 0 by immediate. */
 HANDLER(shift_nothing32)
@@ -145,7 +166,7 @@ static inline uint16_t op_shld16(struct x86_cpu *cpu, uint16_t a, uint16_t b, un
         uint64_t cf = wide >> (48 - count) & 1;
         uint16_t r = (uint16_t)(wide << count >> 32);
 
-        flags_given16(cpu, r, cf, cf ^ (r >> 15), 0);
+        flags_given16(cpu, r, cf, TOP_TWO_DIFFER(16, a), 0);
         return r;
 }
 
@@ -154,7 +175,7 @@ static inline uint16_t op_shrd16(struct x86_cpu *cpu, uint16_t a, uint16_t b, un
         uint64_t wide = (uint64_t)a << 32 | (uint64_t)b << 16 | a;
         uint16_t r = (uint16_t)(wide >> count);
 
-        flags_given16(cpu, r, wide >> (count - 1) & 1, ((r >> 15) ^ (r >> 14)) & 1, 0);
+        flags_given16(cpu, r, wide >> (count - 1) & 1, (b ^ a >> 15) & 1, 0);
         return r;
 }
 
@@ -164,14 +185,14 @@ static inline uint16_t op_shrd16(struct x86_cpu *cpu, uint16_t a, uint16_t b, un
                 uint##bits##_t r = a << count | b >> (bits - count);                                                  \
                 uint64_t cf = a >> (bits - count) & 1;                                                                \
                                                                                                                       \
-                flags_given##bits(cpu, r, cf, cf ^ (r >> (bits - 1)), 0);                                             \
+                flags_given##bits(cpu, r, cf, TOP_TWO_DIFFER(bits, a), 0);                                            \
                 return r;                                                                                             \
         }                                                                                                             \
         static inline uint##bits##_t op_shrd##bits(struct x86_cpu *cpu, uint##bits##_t a, uint##bits##_t b, unsigned count) \
         {                                                                                                             \
                 uint##bits##_t r = a >> count | b << (bits - count);                                                  \
                                                                                                                       \
-                flags_given##bits(cpu, r, a >> (count - 1) & 1, ((r >> (bits - 1)) ^ (r >> (bits - 2))) & 1, 0);      \
+                flags_given##bits(cpu, r, a >> (count - 1) & 1, (b ^ a >> (bits - 1)) & 1, 0);                        \
                 return r;                                                                                             \
         }
 DOUBLE_OPERATIONS(32)

@@ -4,7 +4,8 @@
  * Registers are written after every element, or after every run of elements that was done at once, so a fault or an interrupt
  * in the middle leaves the instruction restartable, as SDM vol. 2 "REP" wants it. A run is what lies in one page of plain memory on
  * both sides, forward; everything else goes element by element. Between runs requests are looked at; under single step each
- * element is a step.
+ * element is a step. The flags of SCAS and CMPS are written at the end only, and CMPS reads its second operand first: both as the
+ * hardware does, seen when there is a fault in the middle.
  */
 #include "cpu/x86/integer.h"
 
@@ -163,7 +164,7 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
         return count;
 }
 
-/* Repeats one_element, which does one and breaks out of the loop by `goto done`, with requests looked at now and then. */
+/* Repeats the statement, which does one element or more, with requests looked at now and then. */
 #define REPEAT(...)                                                                              \
         do {                                                                                     \
                 for (unsigned n = ELEMENTS_AT_ONCE; s.left; n--) {                               \
@@ -226,33 +227,34 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
         HANDLER(scas##bits)                                                                                      \
         {                                                                                                        \
                 struct string s = string_begin(cpu, i, bits / 8);                                                \
-                bool until = !(i->flags & INSN_REPNE);                                                           \
+                bool until = !(i->flags & INSN_REPNE), any = s.left;                                             \
+                uint##bits##_t a = reg_get##bits(cpu, RAX_AT), b = 0;                                            \
                                                                                                                  \
                 REPEAT({                                                                                         \
-                        uint##bits##_t a = reg_get##bits(cpu, RAX_AT);                                           \
-                        uint##bits##_t b = mmu_read##bits(cpu, destination_linear(cpu, &s, bits / 8, false));    \
-                                                                                                                 \
-                        flags_difference##bits(cpu, a, b, (uint##bits##_t)(a - b));                              \
+                        b = mmu_read##bits(cpu, destination_linear(cpu, &s, bits / 8, false));                   \
                         string_advance(cpu, &s, false, true, 1);                                                 \
                         if ((a == b) != until)                                                                   \
                                 break;                                                                           \
                 });                                                                                              \
+                if (any)                                                                                         \
+                        flags_difference##bits(cpu, a, b, (uint##bits##_t)(a - b));                              \
                 NEXT;                                                                                            \
         }                                                                                                        \
         HANDLER(cmps##bits)                                                                                      \
         {                                                                                                        \
                 struct string s = string_begin(cpu, i, bits / 8);                                                \
-                bool until = !(i->flags & INSN_REPNE);                                                           \
+                bool until = !(i->flags & INSN_REPNE), any = s.left;                                             \
+                uint##bits##_t a = 0, b = 0;                                                                     \
                                                                                                                  \
                 REPEAT({                                                                                         \
-                        uint##bits##_t a = mmu_read##bits(cpu, source_linear(cpu, i, &s, bits / 8));             \
-                        uint##bits##_t b = mmu_read##bits(cpu, destination_linear(cpu, &s, bits / 8, false));    \
-                                                                                                                 \
-                        flags_difference##bits(cpu, a, b, (uint##bits##_t)(a - b));                              \
+                        b = mmu_read##bits(cpu, destination_linear(cpu, &s, bits / 8, false));                   \
+                        a = mmu_read##bits(cpu, source_linear(cpu, i, &s, bits / 8));                            \
                         string_advance(cpu, &s, true, true, 1);                                                  \
                         if ((a == b) != until)                                                                   \
                                 break;                                                                           \
                 });                                                                                              \
+                if (any)                                                                                         \
+                        flags_difference##bits(cpu, a, b, (uint##bits##_t)(a - b));                              \
                 NEXT;                                                                                            \
         }
 FOR_EACH_WIDTH(STRING)

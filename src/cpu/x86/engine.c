@@ -218,17 +218,11 @@ static enum boundary boundary(struct x86_cpu *cpu)
 
 /* ---- running ---- */
 
-/* One block and those chained to it. The instruction after a shadow is always in it, so the shadow ends here. */
+/* One block and those chained to it. */
 static void run_blocks(struct x86_cpu *cpu)
 {
-        const struct insn *i;
+        const struct insn *i = block_enter(cpu);
 
-        if (unlikely(cpu->s.interrupt_shadow)) {
-                cpu->s.interrupt_shadow = false;
-                /* This block alone: a request that waits for the shadow's end stops the chain. */
-                cpu->request_mask = request_mask(cpu);
-        }
-        i = block_enter(cpu);
         do {
                 cpu->insn = i;
                 i = i->fn(cpu, i);
@@ -238,9 +232,28 @@ static void run_blocks(struct x86_cpu *cpu)
 
 static void run_step(struct x86_cpu *cpu)
 {
+        cpu->s.interrupt_shadow = false;
+        cpu->request_mask = request_mask(cpu);
         x86_step_begin(cpu);
         run_blocks(cpu);
         x86_step_end(cpu);
+}
+
+/*
+ * The instruction after a shadow, alone when something waits for the shadow's end: STI, NOP, CLI lets a waiting interrupt in
+ * (SDM vol. 2B "STI"). A fault in it recomputes the mode by being delivered.
+ */
+static void run_shadowed(struct x86_cpu *cpu)
+{
+        cpu->s.interrupt_shadow = false;
+        cpu->request_mask = request_mask(cpu);
+        if (!block_interrupted(cpu)) {
+                run_blocks(cpu);
+                return;
+        }
+        cpu->mode_key |= MODE_STEP;
+        run_blocks(cpu);
+        x86_mode_changed(cpu);
 }
 
 /* A fault unwound to here: back to the instruction that raised it. -1: triple fault. */
@@ -269,6 +282,8 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
                 case BOUNDARY_RUN:
                         if (unlikely(cpu->mode_key & MODE_STEP))
                                 run_step(cpu);
+                        else if (unlikely(cpu->s.interrupt_shadow))
+                                run_shadowed(cpu);
                         else
                                 run_blocks(cpu);
                         continue;

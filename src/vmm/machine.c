@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "device/acpi-pm.h"
 #include "device/virtio-balloon.h"
+#include "device/virtio-fs.h"
 #include "vmm/acpi.h"
 #include "vmm/machine-internal.h"
 
@@ -523,7 +524,15 @@ struct guest_memory *machine_memory(struct machine *machine)
 
 unsigned machine_directories(struct machine *machine, struct sandbox_directory *directories, unsigned max)
 {
-        return 0;
+        unsigned count = MIN(machine->shares, max);
+
+        for (unsigned i = 0; i < count; i++)
+                directories[i] = (struct sandbox_directory){
+                        .path = machine->config.share[i].path,
+                        .fd = virtio_fs_directory(machine->share[i]),
+                        .readonly = machine->config.share[i].readonly,
+                };
+        return count;
 }
 
 /* ---- for a person ---- */

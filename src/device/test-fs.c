@@ -253,7 +253,7 @@ static void test_read_write(void **state)
         struct fuse_copy_file_range_in copy = { .len = 5 };
         struct fuse_write_out written;
         struct stat st;
-        uint64_t node, handle, file, file_handle;
+        uint64_t node = 0, handle = 0, file = 0, file_handle = 0;
         unsigned before;
 
         start(&c, false);
@@ -662,7 +662,7 @@ struct race {
 static void *swapper(void *ctx)
 {
         struct race *race = ctx;
-        char dir[128], dir_link[128], file[128], file_link[128];
+        char dir[300], dir_link[300], file[300], file_link[300];
 
         snprintf(dir, sizeof(dir), "%s", in_share(race->c, "race"));
         snprintf(dir_link, sizeof(dir_link), "%s", in_share(race->c, "race-link"));
@@ -802,7 +802,7 @@ static void test_save_load(void **state)
         struct writer out = { 0 };
         struct cursor in;
         struct err err = ERR_INIT;
-        uint64_t dir, inner, handle, gone, dir_handle;
+        uint64_t dir = 0, inner = 0, handle = 0, gone = 0, dir_handle = 0;
 
         start(&c, false);
         assert_int_equal(lookup(&c, 1, "dir", &dir), 0);

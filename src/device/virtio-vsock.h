@@ -17,3 +17,6 @@ struct virtio_vsock_config {
 
 int virtio_vsock_new(struct device_host *host, struct pci_bus *bus, const char *id, const struct virtio_vsock_config *config,
                      struct virtio **vsock, struct err *err) _must_check_;
+
+/* The descriptor of the sockets' directory, for a sandbox that keeps it reachable (base/sandbox.h). */
+int virtio_vsock_directory(const struct virtio *vsock);

@@ -581,8 +581,10 @@ static int device_load(struct device *dev, uint16_t version, struct cursor *in, 
         virtio_lock(v);
         virtio_reset(v);
         r = load_all(v, in, err);
-        if (r < 0)
+        if (r < 0) {
                 virtio_reset(v);
+                pci_device_reset(&v->pci);
+        }
         set_doorbells(v, v->pci.bar[BAR_REGISTERS].address);
         if (v->transport->isr && !pci_msix_enabled(&v->pci))
                 pci_intx(&v->pci, true);

@@ -5,6 +5,8 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "net/peer-wire.h"
+#include "net/peer.h"
 
 static const struct cli_command *const commands[] = { &cli_boot, &cli_doctor, &cli_help, &cli_version, &cli_completion };
 
@@ -77,6 +79,14 @@ static int run_command(const struct cli_command *command, int argc, char **argv)
         return status;
 }
 
+/* The network process of a machine: this program again, with fewer rights. What goes wrong is told over its socket. */
+static int serve_net(void)
+{
+        struct err err = ERR_INIT;
+
+        return net_serve(NET_SERVE_FD, true, &err) < 0 ? CLI_FAILED : CLI_OK;
+}
+
 int main(int argc, char **argv)
 {
         const struct cli_command *command;
@@ -90,6 +100,8 @@ int main(int argc, char **argv)
                 return CLI_USAGE;
         }
         name = argv[1];
+        if (!strcmp(name, NET_SERVE_COMMAND) && argc == 2)
+                return serve_net();
         if (!strcmp(name, "--help") || !strcmp(name, "-h"))
                 name = "help";
         else if (!strcmp(name, "--version"))

@@ -1,0 +1,97 @@
+/*
+ * Instructions a second of the software processor: compiled C in a bare 64-bit guest, no devices. Each program's result is
+ * compared with the same code run natively, so this is a test as well.
+ *
+ * usage: bench-cpu [PROGRAM [REPEATS]]
+ */
+#include "bench/guest-programs.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "tests/diff/diff.h"
+
+#define GUEST_CODE 0x1000000u
+#define GUEST_MEMORY 0x2000000u
+#define GUEST_STACK 0x3000000u
+#define GUEST_END 0x1800000u /* a HLT */
+
+static const struct {
+        const char *name;
+        uint64_t (*fn)(uint8_t *memory);
+} programs[] = {
+        { "sieve", guest_sieve }, { "crc", guest_crc }, { "list", guest_list }, { "calls", guest_calls }, { "sort", guest_sort },
+        { "strings", guest_strings },
+};
+
+static double now_s(void)
+{
+        struct timespec t;
+
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static uint64_t run_guest(struct bare *bare, uint64_t (*fn)(uint8_t *memory), double *seconds, uint64_t *instructions)
+{
+        struct x86_cpu *cpu = bare_cpu(bare);
+        uint64_t end = GUEST_END, before = x86_cpu_instructions(cpu);
+        struct x86_state *s;
+        double start;
+
+        bare_reset(bare, 0, GUEST_CODE + (uint64_t)((const uint8_t *)(uintptr_t)fn - __start_guest_code));
+        s = x86_cpu_state(cpu);
+        s->gpr[X86_RDI] = GUEST_MEMORY;
+        s->gpr[X86_RSP] = GUEST_STACK - 8;
+        if (guest_memory_write(bare_memory(bare), GUEST_STACK - 8, &end, sizeof(end)) < 0)
+                abort();
+        start = now_s();
+        x86_cpu_run(cpu);
+        *seconds = now_s() - start;
+        *instructions = x86_cpu_instructions(cpu) - before;
+        return x86_cpu_state(cpu)->gpr[X86_RAX];
+}
+
+int main(int argc, char **argv)
+{
+        struct err err = ERR_INIT;
+        struct bare *bare;
+        unsigned repeats = argc > 2 ? (unsigned)atoi(argv[2]) : 3;
+        double all_s = 0, all_instructions = 0;
+        uint8_t *memory = calloc(1, 1 << 20), halt = 0xf4;
+        int failed = 0;
+
+        if (!memory || bare_new("max", &bare, &err) < 0) {
+                fprintf(stderr, "bench-cpu: %s\n", err.text);
+                return 1;
+        }
+        if (guest_memory_write(bare_memory(bare), GUEST_CODE, __start_guest_code, (size_t)(__stop_guest_code - __start_guest_code)) < 0 ||
+            guest_memory_write(bare_memory(bare), GUEST_END, &halt, 1) < 0)
+                return 1;
+        for (size_t n = 0; n < ARRAY_SIZE(programs); n++) {
+                double best_s = 1e9, native_s = now_s();
+                uint64_t instructions = 0, want, got = 0;
+
+                if (argc > 1 && strcmp(argv[1], programs[n].name) && strcmp(argv[1], "all"))
+                        continue;
+                want = programs[n].fn(memory);
+                native_s = now_s() - native_s;
+                for (unsigned round = 0; round < repeats; round++) {
+                        double seconds;
+
+                        got = run_guest(bare, programs[n].fn, &seconds, &instructions);
+                        best_s = MIN(best_s, seconds);
+                }
+                printf("%-8s %8.1f million instructions/s  (%.1f M in %.3f s, natively %.4f s: %.0f times)%s\n", programs[n].name,
+                       (double)instructions / best_s / 1e6, (double)instructions / 1e6, best_s, native_s, best_s / native_s,
+                       got == want ? "" : "  WRONG RESULT");
+                failed |= got != want;
+                all_s += best_s;
+                all_instructions += (double)instructions;
+        }
+        printf("all      %8.1f million instructions/s\n", all_instructions / all_s / 1e6);
+        bare_free(bare);
+        free(memory);
+        return failed;
+}

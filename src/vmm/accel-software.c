@@ -215,7 +215,7 @@ static int64_t hypercall(void *ctx, uint64_t nr, const uint64_t arg[4])
         switch (nr) {
         case HYPERCALL_KICK_CPU: /* flags, APIC ID */
                 if (arg[1] < software->count)
-                        x86_cpu_request(software->vcpu[arg[1]].cpu, X86_REQUEST_INTERRUPT);
+                        x86_cpu_request(software->vcpu[arg[1]].cpu, X86_REQUEST_KICK);
                 return 0;
         case HYPERCALL_SEND_IPI: /* two words of the bitmap, its first APIC ID, ICR */
                 lapic_send_ipi(vcpu->lapic, arg[0], arg[1], (uint32_t)arg[2], (uint32_t)arg[3]);

@@ -54,6 +54,7 @@ struct pit {
         struct timer timer;
         uint64_t fire_tick; /* counter 0's next rising edge; 0: none */
         uint8_t speaker;
+        bool level; /* of IRQ 0 */
         struct counter counter[COUNTERS];
 };
 
@@ -159,6 +160,12 @@ static uint64_t next_edge(const struct counter *c, uint64_t now)
         return gone <= c->count ? c->start + c->count + 1 : 0;
 }
 
+static void drive(struct pit *pit, bool level)
+{
+        pit->level = level;
+        irq_set(&pit->irq0, level);
+}
+
 static void arm(struct pit *pit)
 {
         if (board_clock_stopped(pit->host->clock))
@@ -173,7 +180,7 @@ static void arm(struct pit *pit)
 static void reprogram(struct pit *pit, uint64_t now)
 {
         pit->fire_tick = next_edge(&pit->counter[0], now);
-        irq_set(&pit->irq0, output(&pit->counter[0], now));
+        drive(pit, output(&pit->counter[0], now));
         arm(pit);
 }
 
@@ -187,8 +194,8 @@ static void timer_fired(void *ctx)
         if (!board_clock_stopped(pit->host->clock) && pit->fire_tick) {
                 if (now >= pit->fire_tick) {
                         advance(&pit->counter[0], now);
-                        irq_set(&pit->irq0, false);
-                        irq_set(&pit->irq0, true);
+                        drive(pit, false);
+                        drive(pit, true);
                         pit->fire_tick = next_edge(&pit->counter[0], now);
                         if (pit->fire_tick && pit->fire_tick < now + PERIOD_MIN_TICKS && cyclic(&pit->counter[0]))
                                 pit->fire_tick = now + PERIOD_MIN_TICKS;
@@ -418,7 +425,7 @@ static void pit_reset(struct device *dev)
                 pit->counter[i] = (struct counter){ .mode = 3, .rw = RW_BOTH, .gate = i != 2, .null_count = true };
         pit->fire_tick = 0;
         timer_cancel(&pit->timer);
-        irq_set(&pit->irq0, false);
+        drive(pit, false);
 }
 
 static void counter_save(const struct counter *c, struct writer *out)
@@ -471,6 +478,7 @@ static void pit_save(struct device *dev, struct writer *out)
         struct pit *pit = container_of(dev, struct pit, dev);
 
         writer_u8(out, pit->speaker);
+        writer_u8(out, pit->level);
         writer_le64(out, pit->fire_tick);
         for (unsigned i = 0; i < COUNTERS; i++)
                 counter_save(&pit->counter[i], out);
@@ -480,7 +488,10 @@ static int pit_load(struct device *dev, uint16_t version, struct cursor *in, str
 {
         struct pit *pit = container_of(dev, struct pit, dev);
 
+        bool level;
+
         pit->speaker = cursor_u8(in) & SPEAKER_WRITABLE;
+        level = cursor_u8(in) & 1;
         pit->fire_tick = cursor_le64(in);
         for (unsigned i = 0; i < COUNTERS; i++) {
                 int r = counter_load(&pit->counter[i], in, err);
@@ -490,7 +501,7 @@ static int pit_load(struct device *dev, uint16_t version, struct cursor *in, str
         }
         if (in->bad)
                 return err_set(err, -EBADMSG, "pit record is cut");
-        irq_set(&pit->irq0, output(&pit->counter[0], tick_now(pit)));
+        drive(pit, level);
         arm(pit);
         return 0;
 }

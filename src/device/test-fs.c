@@ -627,7 +627,7 @@ static void test_escape_names(void **state)
 static void test_escape_links(void **state)
 {
         struct client c;
-        char target[128];
+        char target[256];
         uint64_t node, handle;
 
         start(&c, false);

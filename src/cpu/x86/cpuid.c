@@ -60,6 +60,7 @@ static const struct {
 #define F_STIBP X86_FEATURE(7u, 0u, 3u, 27u)
 #define F_ARCH_CAPABILITIES X86_FEATURE(7u, 0u, 3u, 29u)
 #define F_SSBD X86_FEATURE(7u, 0u, 3u, 31u)
+#define F_BHI_CTRL X86_FEATURE(7u, 2u, 3u, 4u) /* BHI_DIS_S: a bit to set in place of a loop at each system call */
 #define F_ARAT X86_FEATURE(6u, 0u, 0u, 2u)
 #define F_PREFETCHW X86_FEATURE(0x80000001u, 0u, 2u, 8u)
 #define F_INVARIANT_TSC X86_FEATURE(0x80000007u, 0u, 3u, 8u)
@@ -82,7 +83,7 @@ static const struct {
         { LEVEL_V1, false, X86_F_ERMS }, { LEVEL_V1, false, X86_F_INVPCID }, { LEVEL_V1, false, X86_F_RDSEED },
         { LEVEL_V1, false, X86_F_SMAP }, { LEVEL_V1, false, X86_F_UMIP }, { LEVEL_V1, false, F_FSRM }, { LEVEL_V1, false, F_MD_CLEAR },
         { LEVEL_V1, false, F_SPEC_CTRL }, { LEVEL_V1, false, F_STIBP }, { LEVEL_V1, false, F_ARCH_CAPABILITIES },
-        { LEVEL_V1, false, F_SSBD }, { LEVEL_V1, false, F_ARAT }, { LEVEL_V1, false, X86_F_SYSCALL }, { LEVEL_V1, false, X86_F_NX },
+        { LEVEL_V1, false, F_SSBD }, { LEVEL_V1, false, F_BHI_CTRL }, { LEVEL_V1, false, F_ARAT }, { LEVEL_V1, false, X86_F_SYSCALL }, { LEVEL_V1, false, X86_F_NX },
         { LEVEL_V1, false, X86_F_PDPE1GB }, { LEVEL_V1, false, X86_F_RDTSCP }, { LEVEL_V1, false, X86_F_LM },
         { LEVEL_V1, false, F_INVARIANT_TSC },
 
@@ -278,6 +279,7 @@ int x86_model_init(struct x86_model *model, const char *name, unsigned cpus, str
         drop_orphans(model);
         if (cpus > 1)
                 entry(model, 1, 0)[3] |= 1u << 28; /* HTT: the APIC ID field means something */
+        entry(model, 7, 0)[0] = 2; /* the last subleaf */
         add_caches(model);
         add_xsave(model);
         add_frequencies(model);

@@ -17,7 +17,7 @@
 
 enum msr {
         MSR_PLATFORM_ID = 0x17, MSR_APIC_BASE = 0x1b, MSR_SMI_COUNT = 0x34, MSR_FEATURE_CONTROL = 0x3a, MSR_TSC = 0x10,
-        MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_UCODE_WRITE = 0x79, MSR_UCODE_REV = 0x8b,
+        MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_PPIN_CTL = 0x4e, MSR_UCODE_WRITE = 0x79, MSR_UCODE_REV = 0x8b,
         MSR_PLATFORM_INFO = 0xce, MSR_MTRR_CAP = 0xfe, MSR_ARCH_CAPABILITIES = 0x10a, MSR_MISC_FEATURES = 0x140,
         MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP = 0x175, MSR_SYSENTER_EIP = 0x176, MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a,
         MSR_PERF_STATUS = 0x198, MSR_PERF_CTL = 0x199, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9, MSR_PAT = 0x277,
@@ -45,7 +45,7 @@ static const struct plain {
         uint64_t mask;  /* bits that may be 1 */
         bool canonical;
 } plain_msrs[] = {
-        { MSR_SPEC_CTRL, offsetof(struct x86_state, spec_ctrl), 7, false },
+        { MSR_SPEC_CTRL, offsetof(struct x86_state, spec_ctrl), 7 | 1u << 10, false }, /* IBRS, STIBP, SSBD, BHI_DIS_S */
         { MSR_SYSENTER_CS, offsetof(struct x86_state, sysenter_cs), UINT32_MAX, false },
         { MSR_SYSENTER_ESP, offsetof(struct x86_state, sysenter_esp), UINT64_MAX, true },
         { MSR_SYSENTER_EIP, offsetof(struct x86_state, sysenter_eip), UINT64_MAX, true },
@@ -70,6 +70,7 @@ static const struct constant {
         { MSR_PLATFORM_ID, false, 0 },
         { MSR_SMI_COUNT, false, 0 },
         { MSR_FEATURE_CONTROL, false, 1 }, /* locked, VMX off */
+        { MSR_PPIN_CTL, false, 1 }, /* locked, no inventory number */
         { MSR_UCODE_WRITE, true, 0 },
         { MSR_UCODE_REV, true, 1ull << 32 },
         { MSR_PLATFORM_INFO, false, 0 },
@@ -176,8 +177,11 @@ static int apic_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
         return r;
 }
 
+/* Linux asks every processor for AMD's registers 0xc001xxxx; that is not worth a line. */
 static int unknown(const char *what, uint32_t index)
 {
+        if ((index & 0xffff0000u) == 0xc0010000u)
+                return -EPERM;
         log_guest("guest %s MSR 0x%x, which does not exist", what, index);
         return -EPERM;
 }

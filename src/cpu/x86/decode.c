@@ -223,6 +223,15 @@ static void take_hidden_memory(struct insn *insn, const ZydisDecodedInstruction 
         }
 }
 
+/*
+ * SIB base 5 with mod 0 is a displacement alone, whatever REX.B says (SDM vol. 2A table 2-5); Zydis 4.0 makes R13D
+ * without displacement of it with 32-bit addresses.
+ */
+static bool no_base(const ZydisDecodedInstruction *z)
+{
+        return z->attributes & ZYDIS_ATTRIB_HAS_SIB && z->raw.modrm.mod == 0 && z->raw.modrm.rm == 4 && z->raw.sib.base == 5;
+}
+
 static void take_operands(struct insn *insn, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *operand)
 {
         unsigned immediates = 0;
@@ -240,6 +249,10 @@ static void take_operands(struct insn *insn, const ZydisDecodedInstruction *z, c
                         insn->memory_operand = (uint8_t)n;
                         insn->memory_size = o->size / 8 <= UINT8_MAX ? (uint8_t)(o->size / 8) : 0;
                         take_memory(insn, &o->mem);
+                        if (no_base(z)) {
+                                insn->base = GPR_ZERO * 8;
+                                insn->disp = z->raw.disp.value;
+                        }
                         break;
                 case ZYDIS_OPERAND_TYPE_IMMEDIATE:
                         if (immediates++)

@@ -183,14 +183,21 @@ int x86_fpu_from_xsave(struct x86_state *state, const uint8_t *area, size_t size
 
 /* ---- FXSAVE, FXRSTOR, MXCSR; imm2: pointers of 64 bits ---- */
 
+/* #GP(0), before the address is looked at in any other way. */
+static void check_alignment(struct x86_cpu *cpu, const struct insn *i, unsigned alignment)
+{
+        if ((insn_offset(cpu, i) + cpu->s.seg[i->seg].base) & (alignment - 1))
+                x86_gp0(cpu);
+}
+
 HANDLER(fxsave)
 {
-        uint64_t linear = insn_linear(cpu, i, 512, true);
-        uint8_t area[512];
         unsigned bytes = FX_XMM + registers(cpu) * 16;
+        uint8_t area[512];
+        uint64_t linear;
 
-        if (linear & 15)
-                x86_gp0(cpu);
+        check_alignment(cpu, i, 16);
+        linear = insn_linear(cpu, i, 512, true);
         put_x87(FPU, area, i->imm2);
         put32(area + FX_MXCSR, FPU->mxcsr);
         put32(area + FX_MXCSR_MASK, MXCSR_VALID);
@@ -202,11 +209,11 @@ HANDLER(fxsave)
 
 HANDLER(fxrstor)
 {
-        uint64_t linear = insn_linear(cpu, i, 512, false);
         uint8_t area[512];
+        uint64_t linear;
 
-        if (linear & 15)
-                x86_gp0(cpu);
+        check_alignment(cpu, i, 16);
+        linear = insn_linear(cpu, i, 512, false);
         mmu_read_bytes(cpu, linear, area, sizeof(area));
         if (get32(area + FX_MXCSR) & ~MXCSR_VALID)
                 x86_gp0(cpu);
@@ -262,11 +269,8 @@ static uint64_t in_use(const struct x86_cpu *cpu)
 
 static uint64_t xsave_linear(struct x86_cpu *cpu, const struct insn *i, uint64_t components, bool write)
 {
-        uint64_t linear = insn_linear(cpu, i, components & FPU_XCR0_AVX ? FPU_XSAVE_BYTES : FPU_XSAVE_AVX, write);
-
-        if (linear & 63)
-                x86_gp0(cpu);
-        return linear;
+        check_alignment(cpu, i, 64);
+        return insn_linear(cpu, i, components & FPU_XCR0_AVX ? FPU_XSAVE_BYTES : FPU_XSAVE_AVX, write);
 }
 
 /* Writes the components of `what`, and MXCSR when asked; the header is the caller's. */

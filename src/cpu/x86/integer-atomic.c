@@ -226,12 +226,13 @@ static bool exchange16(void *at, uint64_t old[2], const uint64_t new[2])
 /* An operand that is not aligned is #GP(0) (SDM vol. 2 "CMPXCHG8B/CMPXCHG16B"), so it never crosses a page. */
 HANDLER(cmpxchg16b)
 {
-        uint64_t linear = insn_linear(cpu, i, 16, true), old[2], new[2];
+        uint64_t linear, old[2], new[2];
         void *at;
         bool same;
 
-        if (linear & 15)
+        if ((insn_offset(cpu, i) + cpu->s.seg[i->seg].base) & 15) /* before the canonical form is looked at */
                 x86_gp0(cpu);
+        linear = insn_linear(cpu, i, 16, true);
         at = mmu_rmw(cpu, linear, 16);
         old[0] = cpu->s.gpr[X86_RAX];
         old[1] = cpu->s.gpr[X86_RDX];

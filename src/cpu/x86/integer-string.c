@@ -34,12 +34,20 @@ static inline void set_masked(struct x86_cpu *cpu, unsigned reg, uint64_t value,
                 *at = value & mask;
 }
 
-static inline struct string string_begin(const struct x86_cpu *cpu, const struct insn *i, unsigned size_bytes)
+/* With REP and 32-bit addresses the hardware clears the upper halves first, even for no element: RCX always, others as told. */
+static inline struct string string_begin(struct x86_cpu *cpu, const struct insn *i, unsigned size_bytes, bool source, bool destination)
 {
         struct string s = { .mask = address_mask(i), .repeat = i->flags & (INSN_REP | INSN_REPNE) };
 
         s.step = cpu->s.rflags & X86_FLAG_DF ? -(uint64_t)size_bytes : size_bytes;
         s.left = s.repeat ? cpu->s.gpr[X86_RCX] & s.mask : 1;
+        if (unlikely(s.repeat && s.mask == UINT32_MAX)) {
+                set_masked(cpu, X86_RCX, cpu->s.gpr[X86_RCX], s.mask);
+                if (source)
+                        set_masked(cpu, X86_RSI, cpu->s.gpr[X86_RSI], s.mask);
+                if (destination)
+                        set_masked(cpu, X86_RDI, cpu->s.gpr[X86_RDI], s.mask);
+        }
         return s;
 }
 
@@ -180,7 +188,7 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
 #define STRING(bits)                                                                                             \
         HANDLER(movs##bits)                                                                                      \
         {                                                                                                        \
-                struct string s = string_begin(cpu, i, bits / 8);                                                \
+                struct string s = string_begin(cpu, i, bits / 8, true, true);                                    \
                                                                                                                  \
                 REPEAT({                                                                                         \
                         uint64_t done = move_run(cpu, i, &s, bits / 8);                                          \
@@ -199,7 +207,7 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
         }                                                                                                        \
         HANDLER(stos##bits)                                                                                      \
         {                                                                                                        \
-                struct string s = string_begin(cpu, i, bits / 8);                                                \
+                struct string s = string_begin(cpu, i, bits / 8, false, true);                                   \
                                                                                                                  \
                 REPEAT({                                                                                         \
                         uint64_t done = store_run(cpu, &s, bits / 8);                                            \
@@ -216,7 +224,7 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
         }                                                                                                        \
         HANDLER(lods##bits)                                                                                      \
         {                                                                                                        \
-                struct string s = string_begin(cpu, i, bits / 8);                                                \
+                struct string s = string_begin(cpu, i, bits / 8, false, false);                                  \
                                                                                                                  \
                 REPEAT({                                                                                         \
                         reg_set##bits(cpu, RAX_AT, mmu_read##bits(cpu, source_linear(cpu, i, &s, bits / 8)));    \
@@ -226,7 +234,7 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
         }                                                                                                        \
         HANDLER(scas##bits)                                                                                      \
         {                                                                                                        \
-                struct string s = string_begin(cpu, i, bits / 8);                                                \
+                struct string s = string_begin(cpu, i, bits / 8, false, false);                                  \
                 bool until = !(i->flags & INSN_REPNE), any = s.left;                                             \
                 uint##bits##_t a = reg_get##bits(cpu, RAX_AT), b = 0;                                            \
                                                                                                                  \
@@ -242,7 +250,7 @@ static uint64_t store_run(struct x86_cpu *cpu, struct string *s, unsigned size_b
         }                                                                                                        \
         HANDLER(cmps##bits)                                                                                      \
         {                                                                                                        \
-                struct string s = string_begin(cpu, i, bits / 8);                                                \
+                struct string s = string_begin(cpu, i, bits / 8, false, false);                                  \
                 bool until = !(i->flags & INSN_REPNE), any = s.left;                                             \
                 uint##bits##_t a = 0, b = 0;                                                                     \
                                                                                                                  \

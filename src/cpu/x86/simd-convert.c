@@ -51,19 +51,14 @@ IMM_KERNEL(avx_cvtps2ph, 8, "vmovdqu (%rdx), %ymm1\n\t", "vcvtps2ph", "%ymm1, %x
 
 HANDLER(cvtps2ph)
 {
-        bool wide = i->imm2, memory = i->memory_operand == 0;
-        uint64_t linear = 0;
+        bool wide = i->imm2;
         union x86_vector out;
 
-        if (memory) {
-                linear = insn_linear(cpu, i, wide ? 16 : 8, true);
-                mmu_probe_write(cpu, linear, wide ? 16 : 8);
-        }
         simd_fp_begin(cpu);
         (wide ? avx_cvtps2ph : vex_cvtps2ph)(&out, NULL, simd_reg(cpu, i->reg[1]), (unsigned)i->imm);
         simd_fp_end(cpu, SIMD_FP, NULL, 0);
-        if (memory)
-                simd_write(cpu, linear, &out, wide ? 16 : 8);
+        if (i->memory_operand == 0)
+                simd_write(cpu, insn_linear(cpu, i, wide ? 16 : 8, true), &out, wide ? 16 : 8);
         else
                 simd_set_vex128(D, &out);
         return i + 1;
@@ -152,7 +147,7 @@ static insn_fn bind_to_integer(struct insn *i, const struct decoded *d, to_integ
         return to_integer;
 }
 
-/* ---- MMX (SDM vol. 1 §11.6.7): a conversion that touches an MMX register enters MMX state ---- */
+/* ---- MMX (SDM vol. 1 §11.6.7): a conversion that touches an MMX register enters MMX state, even when it then faults ---- */
 
 #define FROM_MMX(name)                                                                                            \
         static void mmx_##name(void *d, const void *a, const void *b, unsigned imm)                               \
@@ -177,21 +172,22 @@ TO_MMX(cvttps2pi)
 TO_MMX(cvtpd2pi)
 TO_MMX(cvttpd2pi)
 
-/* CVTPI2PD from memory alone has nothing to do with MMX state. */
 HANDLER(from_mmx)
 {
-        bool memory = i->flags & INSN_MEMORY, mmx = !memory || i->op != ZYDIS_MNEMONIC_CVTPI2PD;
+        bool memory = i->flags & INSN_MEMORY;
         union x86_vector out;
         uint64_t value;
 
-        if (mmx)
+        if (memory) {
+                value = mmu_read64(cpu, insn_linear(cpu, i, 8, false));
+        } else {
                 x87_check_pending(cpu);
-        value = memory ? mmu_read64(cpu, insn_linear(cpu, i, 8, false)) : mmx_get(cpu, i->reg[1]);
+                mmx_enter(cpu);
+                value = mmx_get(cpu, i->reg[1]);
+        }
         simd_fp_begin(cpu);
         ((simd_kernel *)i->aux)(&out, D, &value, 0);
         simd_fp_end(cpu, SIMD_FP, NULL, 0);
-        if (mmx)
-                mmx_enter(cpu);
         simd_set128(D, &out);
         return i + 1;
 }
@@ -209,10 +205,10 @@ HANDLER(to_mmx)
                 b = simd_source(cpu, simd_aligned(cpu, i, 16, false), 16, &buffer);
         else
                 b = simd_source_any(cpu, i, &buffer);
+        mmx_enter(cpu);
         simd_fp_begin(cpu);
         ((simd_kernel *)i->aux)(&out, NULL, b, 0);
         simd_fp_end(cpu, SIMD_FP, NULL, 0);
-        mmx_enter(cpu);
         mmx_set(cpu, i->reg[0], out);
         return i + 1;
 }

@@ -93,8 +93,8 @@ HANDLER(gather)
         unsigned count = MIN(width / bytes, width / g->index_bytes), used = count * bytes;
         uint64_t base = *(uint64_t *)gpr_at(cpu, i->base) + (uint64_t)i->disp;
 
-        for (unsigned k = 0; k < used; k += bytes)
-                memset(mask->u8 + k, masked(mask, k, bytes) ? 0xff : 0, bytes);
+        for (unsigned k = 0; k < sizeof(*mask); k += bytes)
+                memset(mask->u8 + k, k < width && masked(mask, k, bytes) ? 0xff : 0, bytes);
         for (unsigned k = 0; k < count; k++) {
                 uint64_t offset = g->index_bytes == 4 ? (uint64_t)(int64_t)index->i32[k] : index->u64[k], value;
 
@@ -106,6 +106,8 @@ HANDLER(gather)
                 simd_read(cpu, x86_linear(cpu, i->seg, offset, bytes, false), &value, bytes);
                 memcpy(to->u8 + k * bytes, &value, bytes);
                 memset(mask->u8 + k * bytes, 0, bytes);
+                if (width == 16)
+                        simd_zero_upper(to);
         }
         memset(to->u8 + used, 0, sizeof(*to) - used);
         memset(mask, 0, sizeof(*mask));

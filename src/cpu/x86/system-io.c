@@ -129,9 +129,9 @@ static const struct insn *op_string(struct x86_cpu *cpu, const struct insn *i)
         uint64_t step = cpu->s.rflags & X86_FLAG_DF ? (uint64_t)-(int64_t)i->imm2 : i->imm2;
         uint16_t port = (uint16_t)cpu->s.gpr[X86_RDX];
 
+        check_port(cpu, port, i->imm2); /* also for no element */
         if (rep && !(cpu->s.gpr[X86_RCX] & mask))
                 return system_leave(cpu, i);
-        check_port(cpu, port, i->imm2);
         for (unsigned n = 0; n < IO_BURST; n++) {
                 if (in)
                         one_in(cpu, i, port, mask);

@@ -119,7 +119,6 @@ static void set_pointers(struct x86_cpu *cpu, const struct insn *i)
         }
 }
 
-/* FCOMI and its kin set the flags, unless an unmasked exception stopped them; FCMOVcc reads them. */
 HANDLER(run_register)
 {
         struct fxsave image;
@@ -132,6 +131,7 @@ HANDLER(run_register)
         return i + 1;
 }
 
+/* FCMOVcc reads the flags, FCOMI and its kin set them (this processor: even when an unmasked exception stops them). */
 HANDLER(run_fcmov)
 {
         struct fxsave image;
@@ -154,8 +154,7 @@ HANDLER(run_fcomi)
         flags = x87_execute(&image, NULL, i->aux, 0);
         from_host(FPU, &image);
         set_pointers(cpu, i);
-        if (!(FPU->fsw & FPU_FSW_ES))
-                simd_set_flags(cpu, flags & (X86_FLAG_CF | X86_FLAG_PF | X86_FLAG_ZF));
+        simd_set_flags(cpu, flags & (X86_FLAG_CF | X86_FLAG_PF | X86_FLAG_ZF));
         return i + 1;
 }
 
@@ -179,16 +178,12 @@ HANDLER(run_store)
 {
         uint8_t memory[16] __attribute__((aligned(16)));
         struct fxsave image;
-        uint64_t linear;
 
         x87_check_pending(cpu);
-        linear = insn_linear(cpu, i, i->imm2, true);
         to_host(FPU, &image);
         x87_execute(&image, memory, i->aux, 0);
-        if (image.fsw & ~image.fcw & 0x19)
-                mmu_probe_write(cpu, linear, i->imm2);
-        else
-                simd_write(cpu, linear, memory, i->imm2);
+        if (!(image.fsw & ~image.fcw & 0x19))
+                simd_write(cpu, insn_linear(cpu, i, i->imm2, true), memory, i->imm2);
         from_host(FPU, &image);
         set_pointers(cpu, i);
         return i + 1;

@@ -16,17 +16,11 @@
 #include "base/log.h"
 #include "vmm/accel-kvm.h"
 
-static void ignore_signal(int number)
-{
-}
-
-/* The kick's signal gets a handler that does nothing and is let in on this thread only. */
+/* The kick's signal is let in on this thread only. Its handler is there since the machine was made: a thread may not set one. */
 static void prepare_thread(struct kvm_vcpu *vcpu)
 {
-        struct sigaction action = { .sa_handler = ignore_signal };
         sigset_t set;
 
-        sigaction(VCPU_KICK_SIGNAL, &action, NULL);
         sigemptyset(&set);
         sigaddset(&set, VCPU_KICK_SIGNAL);
         pthread_sigmask(SIG_UNBLOCK, &set, NULL);

@@ -346,13 +346,19 @@ static int make_all(struct kvm *kvm, const char *cpu_model, struct err *err)
         return 0;
 }
 
+static void ignore_signal(int number)
+{
+}
+
 static int kvm_new(struct device_host *host, unsigned count, const char *cpu_model, struct accel **accel, struct err *err)
 {
+        struct sigaction action = { .sa_handler = ignore_signal };
         struct kvm *kvm = calloc(1, sizeof(*kvm));
         int r;
 
         if (!kvm)
                 return err_nomem(err);
+        sigaction(VCPU_KICK_SIGNAL, &action, NULL);
         *kvm = (struct kvm){ .accel.ops = &accel_kvm_ops, .fd = -1, .vm_fd = -1, .host = host, .count = count };
         pthread_mutex_init(&kvm->routes_lock, NULL);
         kvm->vcpu = calloc(count, sizeof(*kvm->vcpu));

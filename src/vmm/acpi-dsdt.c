@@ -190,7 +190,7 @@ static void put_s5(struct writer *out)
         size_t package;
 
         writer_u8(out, 0x08);
-        aml_path(out, "\\_S5");
+        aml_path(out, "_S5_");
         package = aml_open(out, AML_PACKAGE);
         writer_u8(out, 4);
         aml_integer(out, BOARD_PM1_SLP_TYP_S5);
@@ -204,7 +204,7 @@ void acpi_dsdt(const struct acpi_config *config, struct writer *out)
 {
         size_t scope = aml_open(out, AML_SCOPE);
 
-        aml_path(out, "\\_SB");
+        aml_path(out, "_SB_");
         put_pci_bridge(out, config);
         put_reserved(out);
         put_port_device(out, "COM1", "PNP0501", BOARD_PORT_COM1, 8, BOARD_IRQ_COM1);

@@ -63,6 +63,8 @@ int load_bzimage(const struct load_input *in, struct guest_memory *mem, struct l
                 return err_set(err, -EBADMSG, "kernel '%s' is cut short: %" PRIu64 " bytes, its header says %" PRIu64,
                                in->kernel.path, in->kernel.size_bytes, offset + size);
         size = in->kernel.size_bytes - offset;
+        if (size <= ENTRY_64)
+                return err_set(err, -EBADMSG, "kernel '%s' is cut short: it ends before its 64-bit entry", in->kernel.path);
         at = hdr.pref_address;
         need = MAX(size, (uint64_t)hdr.init_size);
         r = load_check_range(in, "code", at, need, err);

@@ -94,6 +94,12 @@ static void format_code(const struct guest_memory *mem, const struct x86_state *
         }
 }
 
+/* AMD-V keeps nothing of a processor that shut down: KVM then shows it as after INIT (Linux arch/x86/kvm/svm). */
+static bool lost(const struct machine *machine, const struct x86_state *state)
+{
+        return machine->ops == &accel_kvm_ops && state->rip == 0xfff0 && state->seg[X86_CS].selector == 0xf000 && !state->gpr[X86_RSP];
+}
+
 void machine_print_crash(struct machine *machine, unsigned index)
 {
         _cleanup_free_ struct x86_state *state = aligned_alloc(64, align_up(sizeof(*state), 64));
@@ -105,6 +111,8 @@ void machine_print_crash(struct machine *machine, unsigned index)
                 log_error("its registers cannot be read: %s", err.text);
                 return;
         }
+        if (lost(machine, state))
+                log_error("this host's processor does not keep the state at the fault; what follows is that after INIT");
         x86_state_format(state, registers, sizeof(registers));
         format_code(&machine->mem, state, code, sizeof(code));
         fprintf(stderr, "%s%scode %s\n", registers, *registers && registers[strlen(registers) - 1] != '\n' ? "\n" : "", code);

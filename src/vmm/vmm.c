@@ -299,7 +299,7 @@ static int choose_accel(struct vmm *vmm, struct err *err)
         int r = accel_choose(vmm->config->accel, &vmm->ops, &why, err);
 
         if (r >= 0 && why.code)
-                log_info("%s is not used (%s); the processor is %s", accel_drivers[0]->name, why.text, vmm->ops->text);
+                log_info("no KVM (%s): using the %s accelerator", why.text, vmm->ops->name);
         return r;
 }
 

@@ -4,6 +4,8 @@
  *
  * An input is a list of commands: a byte that selects, then its arguments.
  */
+#include <stdio.h>
+
 #include "device/acpi-pm.h"
 #include "device/board.h"
 #include "device/fw-cfg.h"
@@ -119,7 +121,8 @@ static void jump(struct guest *g, uint64_t ns)
 {
         uint64_t now = board_clock_ns(&g->board->clock);
 
-        board_clock_set(&g->board->clock, now + ns > now ? MIN(now + ns, (uint64_t)INT64_MAX) : now);
+        /* At most 73 years at once, and in all what a record may hold. */
+        board_clock_set(&g->board->clock, MIN(now + (ns & INT64_MAX >> 2), (uint64_t)1 << 61));
         g->tsc += ns;
         /* Running for a moment: what is due fires. */
         board_resume(g->board);
@@ -140,19 +143,23 @@ static void save(struct guest *g)
 
 static void load(struct guest *g, uint16_t at, uint8_t damage)
 {
-        struct cursor in = cursor_from(g->saved.bytes, g->saved.size);
+        struct err err = ERR_INIT;
         struct record record;
+        struct cursor in;
 
         if (!g->saved.size)
                 return;
+        in = cursor_from(g->saved.bytes, g->saved.size);
         g->saved.bytes[at % g->saved.size] ^= damage;
         if (record_next(&in, &record, NULL) == 0) {
                 struct cursor body = record.body;
-                int r = board_load(g->board, record.version, &body, NULL);
+                int r = board_load(g->board, record.version, &body, &err);
 
                 /* What was saved loads. */
-                if (r < 0 && !damage)
+                if (r < 0 && !damage) {
+                        fprintf(stderr, "%s\n", err.text);
                         abort();
+                }
         }
         for (unsigned i = 0; i < CPUS; i++) {
                 if (lapic_load(lapic_bus_at(g->lapics, i), &in, NULL) < 0 && !damage)

@@ -291,7 +291,8 @@ int board_load(struct board *board, uint16_t version, struct cursor *body, struc
 
         if (version != BOARD_RECORD_VERSION)
                 return err_set(err, -ENOTSUP, "record of the board has version %u, not %d", version, BOARD_RECORD_VERSION);
-        if (body->bad || guest_ns > INT64_MAX)
+        /* 146 years: so long after it the arithmetic stays in range. */
+        if (body->bad || guest_ns > UINT64_C(1) << 62)
                 return err_set(err, -EBADMSG, "record of the board has no possible time");
         board_clock_set(&board->clock, guest_ns);
         r = load_devices(board, body, err);

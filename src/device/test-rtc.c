@@ -91,7 +91,7 @@ static void test_set(void **state)
         time_t when = timegm(&tm);
 
         set_time(s, 1999, 12, 31, 23, 59, 58);
-        assert_in_range(read_time(s), when, when + 1);
+        assert_in_range(read_time(s), when, when + 4);
         assert_int_equal(get(s, 6), 6); /* a Friday */
         /* Held while SET is on. */
         put(s, 0x0b, 0x82);
@@ -135,24 +135,33 @@ static void test_forms(void **state)
         done(s);
 }
 
-/* After the divider's reset the first update comes half a second later. */
-static void test_divider(void **state)
+/* How long after the divider's reset the first update comes. */
+static uint64_t first_update(struct setup *s)
 {
-        struct setup *s = setup();
         uint64_t start;
-        uint8_t second;
 
         put(s, 0x0a, 0x66);
         set_time(s, 2030, 1, 1, 0, 0, 10);
         assert_int_equal(get(s, 0), 0x10);
         put(s, 0x0a, 0x26);
         start = monotonic_ns();
-        second = get(s, 0);
-        assert_int_equal(second, 0x10);
-        while (get(s, 0) == second)
+        while (get(s, 0) == 0x10)
                 assert_true(monotonic_ns() - start < 2000000000);
-        assert_in_range(monotonic_ns() - start, 490000000, 900000000);
         assert_int_equal(get(s, 0), 0x11);
+        return monotonic_ns() - start;
+}
+
+/* Half a second; a host that is busy may see it late, but not each time. */
+static void test_divider(void **state)
+{
+        struct setup *s = setup();
+        uint64_t took = 0;
+
+        for (unsigned i = 0; i < 5 && (took < 490000000 || took > 700000000); i++) {
+                took = first_update(s);
+                assert_true(took >= 490000000);
+        }
+        assert_in_range(took, 490000000, 700000000);
         done(s);
 }
 
@@ -229,7 +238,7 @@ static void test_memory_and_state(void **state)
         assert_int_equal(inb(s->b, 0x71), 0xc0);
         assert_int_equal(get(s, 0x0b), 0x82);
         put(s, 0x0b, 0x02);
-        assert_in_range(read_time(s), before, before + 2);
+        assert_in_range(read_time(s), before, before + 5);
         assert_int_equal(get(s, 1), 0x55);
         done(s);
 }

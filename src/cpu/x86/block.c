@@ -280,9 +280,21 @@ static struct x86_block *block_find(struct x86_cpu *cpu, uint64_t rip)
 
 /* ---- going from one to the next ---- */
 
+static struct x86_block *find_and_remember(struct x86_cpu *cpu, uint64_t rip)
+{
+        struct x86_block *block = block_find(cpu, rip);
+
+        if (!block->crosses)
+                *block_jump_at(cpu->blocks, rip) = (struct block_jump){ .rip = rip, .block = block };
+        return block;
+}
+
 const struct insn *block_enter(struct x86_cpu *cpu)
 {
-        return block_begin(cpu, block_find(cpu, cpu->s.rip), cpu->s.rip);
+        uint64_t rip = cpu->s.rip;
+        struct x86_block *block = block_known(cpu, rip);
+
+        return block_begin(cpu, block ? block : find_and_remember(cpu, rip), rip);
 }
 
 const struct insn *block_leave(struct x86_cpu *cpu, uint64_t rip)
@@ -294,15 +306,10 @@ const struct insn *block_leave(struct x86_cpu *cpu, uint64_t rip)
 
 const struct insn *block_jump_slow(struct x86_cpu *cpu, uint64_t rip)
 {
-        struct x86_block *to;
-
         block_leave(cpu, rip);
         if (block_interrupted(cpu) || cpu->mode_key & MODE_STEP)
                 return NULL;
-        to = block_find(cpu, rip);
-        if (!to->crosses)
-                *block_jump_at(cpu->blocks, rip) = (struct block_jump){ .rip = rip, .block = to };
-        return block_begin(cpu, to, rip);
+        return block_begin(cpu, find_and_remember(cpu, rip), rip);
 }
 
 const struct insn *block_follow_slow(struct x86_cpu *cpu, enum block_way way, uint64_t rip)
@@ -317,7 +324,7 @@ const struct insn *block_follow_slow(struct x86_cpu *cpu, enum block_way way, ui
         if (block_interrupted(cpu))
                 return NULL;
         to = block_find(cpu, rip);
-        if (!to->crosses && epoch == cpu->blocks->epoch)
+        if (!to->crosses && epoch == cpu->blocks->epoch && to->mode_key == from->mode_key)
                 from->link[way] = to;
         return block_begin(cpu, to, rip);
 }

@@ -126,8 +126,8 @@ static inline struct block_jump *block_jump_at(struct block_cache *cache, uint64
         return &cache->jump[(rip ^ rip >> 12) & (BLOCK_JUMPS - 1)];
 }
 
-/* To any rip, checked by the caller for being canonical (64-bit mode). */
-static inline const struct insn *block_go(struct x86_cpu *cpu, uint64_t rip)
+/* The block at rip when the jump cache has it and it is valid as things are, else NULL. */
+static inline struct x86_block *block_known(struct x86_cpu *cpu, uint64_t rip)
 {
         const struct block_jump *jump = block_jump_at(cpu->blocks, rip);
         struct x86_block *to = jump->block;
@@ -137,9 +137,18 @@ static inline const struct insn *block_go(struct x86_cpu *cpu, uint64_t rip)
                 const struct tlb_exec_entry *e =
                         &cpu->tlb_exec[cpu->cpl == 3][(rip >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
 
-                if (likely(e->tag == page && e->gpa == (to->gpa & ~(GUEST_PAGE_SIZE - 1)) && block_fresh(to) &&
-                           !block_interrupted(cpu)))
-                        return block_begin(cpu, to, rip);
+                if (likely(e->tag == page && e->gpa == (to->gpa & ~(GUEST_PAGE_SIZE - 1)) && block_fresh(to)))
+                        return to;
         }
+        return NULL;
+}
+
+/* To any rip, checked by the caller for being canonical (64-bit mode). */
+static inline const struct insn *block_go(struct x86_cpu *cpu, uint64_t rip)
+{
+        struct x86_block *to = block_known(cpu, rip);
+
+        if (likely(to && !block_interrupted(cpu)))
+                return block_begin(cpu, to, rip);
         return block_jump_slow(cpu, rip);
 }

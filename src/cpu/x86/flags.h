@@ -24,32 +24,32 @@
 #define LAZY_SIGN UINT64_C(1)
 #define LAZY_PARITY (UINT64_C(1) << 8)
 
-static inline bool flag_cf(const struct x86_cpu *cpu)
+static inline unsigned flag_cf(const struct x86_cpu *cpu)
 {
-        return cpu->lazy.carry >> 63;
+        return (unsigned)(cpu->lazy.carry >> 63);
 }
 
-static inline bool flag_zf(const struct x86_cpu *cpu)
+static inline unsigned flag_zf(const struct x86_cpu *cpu)
 {
         return cpu->lazy.result == 0;
 }
 
-static inline bool flag_sf(const struct x86_cpu *cpu)
+static inline unsigned flag_sf(const struct x86_cpu *cpu)
 {
         return ((cpu->lazy.result >> 63) ^ cpu->lazy.carry) & 1;
 }
 
-static inline bool flag_of(const struct x86_cpu *cpu)
+static inline unsigned flag_of(const struct x86_cpu *cpu)
 {
-        return (cpu->lazy.carry ^ (cpu->lazy.carry << 1)) >> 63;
+        return (unsigned)((cpu->lazy.carry ^ (cpu->lazy.carry << 1)) >> 63);
 }
 
-static inline bool flag_pf(const struct x86_cpu *cpu)
+static inline unsigned flag_pf(const struct x86_cpu *cpu)
 {
         return !__builtin_parity((uint8_t)(cpu->lazy.result ^ (cpu->lazy.carry >> 8)));
 }
 
-static inline bool flag_af(const struct x86_cpu *cpu)
+static inline unsigned flag_af(const struct x86_cpu *cpu)
 {
         return (cpu->lazy.carry & LAZY_AF) != 0;
 }

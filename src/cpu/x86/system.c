@@ -38,7 +38,7 @@ static const struct insn *op_cli(struct x86_cpu *cpu, const struct insn *i)
         if (cpu->cpl > x86_iopl(cpu) && cpu->s.cr0 & X86_CR0_PE)
                 x86_gp0(cpu);
         cpu->s.rflags &= ~X86_FLAG_IF;
-        return system_leave(cpu, i);
+        return i + 1; /* nothing becomes possible by it that the run loop would have to look for */
 }
 
 static const struct insn *op_sti(struct x86_cpu *cpu, const struct insn *i)
@@ -167,7 +167,6 @@ insn_fn system_misc_bind(struct x86_cpu *cpu, struct insn *insn, const struct de
 {
         switch (insn->op) {
         case ZYDIS_MNEMONIC_CLI:
-                insn->flags |= INSN_ENDS_BLOCK;
                 return op_cli;
         case ZYDIS_MNEMONIC_STI:
                 insn->flags |= INSN_ENDS_BLOCK;

@@ -6,8 +6,6 @@
 
 #include "net/net.h"
 
-#define NET_SERVE_FD 3
-
 struct peer_request {
         char driver[32];
         struct net_options options; /* driver is NULL in it */

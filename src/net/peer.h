@@ -16,6 +16,7 @@
 
 /* The command that main() hands to net_serve(); it is not shown in help. */
 #define NET_SERVE_COMMAND "serve-net"
+#define NET_SERVE_FD 3
 
 /* Starts the process; *fd is its socket, for net_peer_attach() or close(). options->driver is not NULL. */
 int net_peer_spawn(const struct net_options *options, int *fd, struct err *err) _must_check_;

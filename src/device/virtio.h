@@ -161,7 +161,7 @@ int virtqueue_pop(struct virtio *v, unsigned queue, struct virtio_iov *storage, 
 void virtqueue_unpop(struct virtio *v, unsigned queue, const struct virtio_chain *chain);
 /*
  * Gives a chain back with written bytes in its in part; in any order. Raises code generations of all pages of the in part.
- * chain->in must still be valid. Nothing happens when the queue was reset meanwhile.
+ * chain->in must still be valid. The driver sees nothing of it when the queue was reset meanwhile.
  */
 void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain *chain, uint32_t written);
 /* Interrupts the driver when it wants that (event index, flags); after one or more pushes, once a batch. */

@@ -155,10 +155,11 @@ void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain 
 {
         struct virtqueue *q = ready_queue(v, queue);
 
-        if (!q)
-                return;
+        /* Also when the queue was reset meanwhile: the memory was written all the same. */
         for (unsigned i = 0; i < chain->in_count; i++)
                 ring_written(v, chain->in[i].iov_base, chain->in[i].iov_len);
+        if (!q)
+                return;
         if (q->packed)
                 packed_push(v, q, chain, written);
         else

@@ -107,7 +107,12 @@ static void disk_close(struct block *block)
 }
 
 static const struct block_driver disk_driver = {
-        .name = "memory", .close = disk_close, .submit = disk_submit, .kick = disk_kick, .reap = disk_reap, .drain = disk_drain,
+        .name = "memory",
+        .close = disk_close,
+        .submit = disk_submit,
+        .kick = disk_kick,
+        .reap = disk_reap,
+        .drain = disk_drain,
         .refresh = disk_refresh,
 };
 

@@ -5,7 +5,7 @@
 
 #include "base/log.h"
 
-#define RING_GPA 0x4000  /* queue i's areas are at RING_GPA + 0x4000 * i */
+#define RING_GPA 0x4000 /* queue i's areas are at RING_GPA + 0x4000 * i */
 #define DATA_GPA 0x100000
 #define STEPS_MAX 200
 
@@ -105,8 +105,10 @@ static void access_config(struct hostile *h, struct cursor *in)
         static const unsigned sizes[] = { 1, 2, 4, 8 };
         uint8_t kind = cursor_u8(in);
         unsigned size = sizes[kind >> 4 & 3];
-        uint64_t base = kind & 1 ? h->d.common + (cursor_u8(in) & 0x3f) : kind & 2 ? h->d.device + cursor_u8(in) :
-                        kind & 4 ? h->d.common + (cursor_le16(in) & 0x3fff) : h->d.config + (cursor_le16(in) & 0xfff);
+        uint64_t base = kind & 1   ? h->d.common + (cursor_u8(in) & 0x3f)
+                        : kind & 2 ? h->d.device + cursor_u8(in)
+                        : kind & 4 ? h->d.common + (cursor_le16(in) & 0x3fff)
+                                   : h->d.config + (cursor_le16(in) & 0xfff);
 
         if (kind & 8)
                 test_read(&h->d, base, size);

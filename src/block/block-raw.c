@@ -70,7 +70,8 @@ static int device_geometry(int fd, const char *path, struct block_info *info, st
 
 static void file_geometry(int fd, const struct stat *st, struct block_info *info)
 {
-        uint64_t block = st->st_blksize >= BLOCK_SECTOR && is_power_of_two((uint64_t)st->st_blksize) ? (uint64_t)st->st_blksize : 4096;
+        uint64_t block =
+                st->st_blksize >= BLOCK_SECTOR && is_power_of_two((uint64_t)st->st_blksize) ? (uint64_t)st->st_blksize : 4096;
 
         info->size_bytes = (uint64_t)st->st_size;
         info->logical_bytes = BLOCK_SECTOR;
@@ -78,7 +79,8 @@ static void file_geometry(int fd, const struct stat *st, struct block_info *info
         info->optimal_bytes = 0;
         info->discard_bytes = 0;
         /* Found out by trying, behind the end, where there is nothing to lose. */
-        if (!info->readonly && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)align_up(info->size_bytes, 65536), 4096) == 0)
+        if (!info->readonly &&
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)align_up(info->size_bytes, 65536), 4096) == 0)
                 info->discard_bytes = info->physical_bytes;
 }
 

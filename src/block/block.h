@@ -24,7 +24,7 @@ struct block;
 struct block_driver;
 
 enum block_op {
-        BLOCK_READ,         /* fills the iovecs; what lies behind the end of a file that shrank reads as zeroes */
+        BLOCK_READ, /* fills the iovecs; what lies behind the end of a file that shrank reads as zeroes */
         BLOCK_WRITE,
         BLOCK_FLUSH,        /* completed writes are on stable storage when it is done */
         BLOCK_DISCARD,      /* the bytes are not needed any more; they read as anything afterwards. A hint */
@@ -53,16 +53,16 @@ struct block_request {
 };
 
 struct block_info {
-        uint64_t size_bytes; /* rounded up to whole sectors */
+        uint64_t size_bytes;                    /* rounded up to whole sectors */
         uint32_t logical_bytes, physical_bytes; /* block sizes to tell the guest; powers of two, 512 and more */
-        uint32_t optimal_bytes; /* good size of I/O, 0 when it does not matter */
-        uint32_t discard_bytes; /* granularity; 0 when discard does nothing */
+        uint32_t optimal_bytes;                 /* good size of I/O, 0 when it does not matter */
+        uint32_t discard_bytes;                 /* granularity; 0 when discard does nothing */
         bool readonly;
 };
 
 #define BLOCK_OPEN_READONLY 1
-#define BLOCK_OPEN_NO_LOCK 2     /* for files someone else guards */
-#define BLOCK_OPEN_NO_URING 4    /* thread pool only; also taken by itself where io_uring is forbidden */
+#define BLOCK_OPEN_NO_LOCK 2  /* for files someone else guards */
+#define BLOCK_OPEN_NO_URING 4 /* thread pool only; also taken by itself where io_uring is forbidden */
 
 struct block_driver {
         const char *name; /* "raw" */
@@ -98,7 +98,8 @@ extern const struct block_driver *const block_drivers[];
  * of its next start. -EINVAL names the formats when it is not one of them; -EBUSY when another process uses the image;
  * -EACCES, -ENOENT, -EISDIR, -EROFS say it with the path.
  */
-int block_open(uv_loop_t *loop, const char *path, const char *format, unsigned flags, struct block **disk, struct err *err) _must_check_;
+int block_open(uv_loop_t *loop, const char *path, const char *format, unsigned flags, struct block **disk,
+               struct err *err) _must_check_;
 /* Drains first. NULL is fine. */
 void block_close(struct block *disk);
 

@@ -212,7 +212,8 @@ static const int needed[] = { IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC
 
 /*
  * Operations of a ring pass by the process's list of system calls. So the ring itself is told, for good, that it does these
- * and no others: who takes the process over cannot open or connect through it (io_uring_register(2), IORING_REGISTER_RESTRICTIONS).
+ * and no others: who takes the process over cannot open or connect through it (io_uring_register(2),
+ * IORING_REGISTER_RESTRICTIONS).
  */
 static int restrict_ring(struct io_uring *ring)
 {

@@ -71,7 +71,8 @@ static void find_rest(struct block_request *req)
         while (left >= req->iov[i].iov_len)
                 left -= req->iov[i++].iov_len;
         req->rest = i;
-        req->part = (struct iovec){ .iov_base = (uint8_t *)req->iov[i].iov_base + left, .iov_len = left ? req->iov[i].iov_len - left : 0 };
+        req->part = (struct iovec){ .iov_base = (uint8_t *)req->iov[i].iov_base + left,
+                                    .iov_len = left ? req->iov[i].iov_len - left : 0 };
 }
 
 static void zero_rest(const struct block_request *req)

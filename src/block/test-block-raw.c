@@ -121,7 +121,12 @@ static void start(struct fixture *f, struct io *io, enum block_op op, uint64_t o
 {
         io->done = false;
         io->req = (struct block_request){
-                .op = op, .flags = flags, .offset_bytes = offset, .size_bytes = size, .iov = io->iov, .done = io_done,
+                .op = op,
+                .flags = flags,
+                .offset_bytes = offset,
+                .size_bytes = size,
+                .iov = io->iov,
+                .done = io_done,
         };
         if (data) {
                 /* In pieces of different lengths. */
@@ -189,8 +194,12 @@ static void test_many(void **state)
                 data[i] = (uint8_t)(i / 512 + i);
         /* More than the ring has entries, and one batch that is drained without the loop. */
         for (unsigned i = 0; i < COUNT; i++) {
-                io[i].req = (struct block_request){ .op = BLOCK_WRITE, .offset_bytes = i * 512, .size_bytes = 512, .iov = io[i].iov,
-                                                    .iov_count = 1, .done = io_done };
+                io[i].req = (struct block_request){ .op = BLOCK_WRITE,
+                                                    .offset_bytes = i * 512,
+                                                    .size_bytes = 512,
+                                                    .iov = io[i].iov,
+                                                    .iov_count = 1,
+                                                    .done = io_done };
                 io[i].iov[0] = (struct iovec){ data + i * 512, 512 };
                 block_submit(f->disk, &io[i].req);
         }
@@ -441,15 +450,20 @@ static void test_close_in_flight(void **state)
         }
 }
 
-#define BOTH(test)                                                                                       \
-        { .name = #test " io_uring", .test_func = test, .setup_func = setup_uring, .teardown_func = teardown }, \
-        { .name = #test " threads", .test_func = test, .setup_func = setup_pool, .teardown_func = teardown }
+#define BOTH(test)                                                                                               \
+        { .name = #test " io_uring", .test_func = test, .setup_func = setup_uring, .teardown_func = teardown },  \
+        {                                                                                                        \
+                .name = #test " threads", .test_func = test, .setup_func = setup_pool, .teardown_func = teardown \
+        }
 
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-                BOTH(test_read_write), BOTH(test_many), BOTH(test_odd_size), BOTH(test_zeroes), BOTH(test_cannot_open),
-                BOTH(test_locks), BOTH(test_refresh), BOTH(test_no_room), BOTH(test_close_in_flight), cmocka_unit_test(test_steps),
+                BOTH(test_read_write),      BOTH(test_many),
+                BOTH(test_odd_size),        BOTH(test_zeroes),
+                BOTH(test_cannot_open),     BOTH(test_locks),
+                BOTH(test_refresh),         BOTH(test_no_room),
+                BOTH(test_close_in_flight), cmocka_unit_test(test_steps),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

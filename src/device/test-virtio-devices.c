@@ -373,7 +373,10 @@ static uint8_t *slot_data(struct fixture *f, const struct blk_slot *slot)
 
 static bool blk_add(struct fixture *f, unsigned ring, struct blk_slot *slot, uint32_t type, uint64_t sector, uint32_t bytes)
 {
-        struct { uint32_t type, reserved; uint64_t sector; } header = { type, 0, sector };
+        struct {
+                uint32_t type, reserved;
+                uint64_t sector;
+        } header = { type, 0, sector };
         struct test_buffer out[3], in[3];
         unsigned outs = 0, ins = 0;
         bool data_in = type == 0 || type == 8;
@@ -545,7 +548,8 @@ static void check_blk_many(void **state, unsigned flags)
                         uv_run(&f->bed.loop, UV_RUN_NOWAIT);
                 }
                 /* One interrupt for a batch. */
-                assert_true(f->bed.interrupts[1] + f->bed.interrupts[2] + f->bed.interrupts[3] + f->bed.interrupts[4] - before < 300);
+                assert_true(f->bed.interrupts[1] + f->bed.interrupts[2] + f->bed.interrupts[3] + f->bed.interrupts[4] - before <
+                            300);
                 for (unsigned q = 0; q < 4; q++) {
                         for (unsigned i = 0; i < PER_QUEUE; i++)
                                 assert_int_equal(slot_data(f, &slot[q][i])[511], (uint8_t)(q * 50 + i));
@@ -584,7 +588,8 @@ static void test_blk_layouts(void **state)
         struct fixture *f = *state;
         uint64_t gpa = test_alloc(&f->bed, 8192);
         uint8_t *at = test_at(&f->bed, gpa, 8192);
-        struct test_buffer out[20], in = { gpa + 4096, 513 }, two = { gpa + 4096, 2 }, short_out = { gpa, 15 }, whole = { gpa, 16 };
+        struct test_buffer out[20], in = { gpa + 4096, 513 }, two = { gpa + 4096, 2 }, short_out = { gpa, 15 },
+                                    whole = { gpa, 16 };
         uint32_t type = 0;
 
         /* The header in single bytes; the status at the end of the data's buffer (§2.7.4.1). */
@@ -737,10 +742,12 @@ static void test_blk_resize(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-                TEST(test_rng), TEST(test_console_output), TEST(test_console_input), TEST(test_balloon), TEST(test_balloon_queue3),
-                TEST(test_balloon_stats), TEST(test_blk), TEST(test_blk_threads), TEST(test_blk_ranges), TEST(test_blk_many),
-                TEST(test_blk_many_threads), TEST(test_blk_readonly), TEST(test_blk_layouts), TEST(test_blk_reset),
-                TEST(test_blk_save_load), TEST(test_blk_resize),
+                TEST(test_rng),         TEST(test_console_output),   TEST(test_console_input),
+                TEST(test_balloon),     TEST(test_balloon_queue3),   TEST(test_balloon_stats),
+                TEST(test_blk),         TEST(test_blk_threads),      TEST(test_blk_ranges),
+                TEST(test_blk_many),    TEST(test_blk_many_threads), TEST(test_blk_readonly),
+                TEST(test_blk_layouts), TEST(test_blk_reset),        TEST(test_blk_save_load),
+                TEST(test_blk_resize),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

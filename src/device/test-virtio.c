@@ -38,7 +38,8 @@ struct fast_bell {
 
 static struct fast_bell fast[64];
 
-static int doorbell(void *ctx, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match, uint32_t value, int fd)
+static int doorbell(void *ctx, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match, uint32_t value,
+                    int fd)
 {
         struct testbed *bed = ctx;
 
@@ -68,11 +69,16 @@ void testbed_init(struct testbed *bed)
             guest_memory_add(&bed->mem, TEST_HIGH_GPA + TEST_HIGH_BYTES, TEST_HIGH_BYTES, &err) < 0)
                 FAIL("testbed: %s\n", err.text);
         bed->host = (struct device_host){
-                .loop = &bed->loop, .mem = &bed->mem, .msi = { .send = msi_send, .ctx = bed }, .doorbell = doorbell, .ctx = bed,
+                .loop = &bed->loop,
+                .mem = &bed->mem,
+                .msi = { .send = msi_send, .ctx = bed },
+                .doorbell = doorbell,
+                .ctx = bed,
         };
         for (unsigned i = 0; i < 4; i++)
                 line[i] = (struct irq_line){ .set = intx_set, .ctx = bed, .number = i };
-        if (bus_new(&bed->host.bus, &err) < 0 || pci_bus_new(&bed->host, line, UINT64_C(1) << 36, UINT64_C(1) << 30, &bed->pci, &err) < 0)
+        if (bus_new(&bed->host.bus, &err) < 0 ||
+            pci_bus_new(&bed->host, line, UINT64_C(1) << 36, UINT64_C(1) << 30, &bed->pci, &err) < 0)
                 FAIL("testbed: %s\n", err.text);
         bed->free_gpa = 0x10000;
 }
@@ -318,7 +324,8 @@ static uint16_t packed_flags(bool wrap, bool in, bool next)
         return (uint16_t)((wrap ? 0x80 : 0x8000) | (in ? 2 : 0) | (next ? 1 : 0));
 }
 
-static struct test_buffer make_table(struct test_ring *r, unsigned id, const struct test_buffer *all, unsigned outs, unsigned count)
+static struct test_buffer make_table(struct test_ring *r, unsigned id, const struct test_buffer *all, unsigned outs,
+                                     unsigned count)
 {
         uint8_t *at;
 
@@ -343,7 +350,8 @@ static void add_packed(struct test_ring *r, unsigned id, const struct test_buffe
         bool wrap = r->avail_wrap;
 
         for (unsigned i = 0; i < count; i++) {
-                uint16_t flags = table ? (uint16_t)(packed_flags(wrap, false, false) | 4) : packed_flags(wrap, i >= outs, i + 1 < count);
+                uint16_t flags =
+                        table ? (uint16_t)(packed_flags(wrap, false, false) | 4) : packed_flags(wrap, i >= outs, i + 1 < count);
 
                 if (i == 0) {
                         first_flags = flags;

@@ -7,8 +7,9 @@
 #include "device/test-virtio.h"
 
 #define ECHO_ID 40
-#define ALL_RING_FEATURES \
-        (UINT64_C(1) << VIRTIO_F_RING_INDIRECT_DESC | UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX | UINT64_C(1) << VIRTIO_F_RING_PACKED)
+#define ALL_RING_FEATURES                                                                      \
+        (UINT64_C(1) << VIRTIO_F_RING_INDIRECT_DESC | UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX | \
+         UINT64_C(1) << VIRTIO_F_RING_PACKED)
 #define VERSION_1 (UINT64_C(1) << VIRTIO_F_VERSION_1)
 
 /* A device that copies what it reads to what it writes. */
@@ -112,8 +113,16 @@ static void echo_free(struct virtio *v)
 }
 
 static const struct virtio_ops echo_ops = {
-        .name = "virtio-echo", .id = ECHO_ID, .class_code = 0x00ff00, .features = echo_features, .config_bytes = 8,
-        .config_read = echo_config_read, .notify = echo_notify, .quiesce = echo_quiesce, .version = 1, .free = echo_free,
+        .name = "virtio-echo",
+        .id = ECHO_ID,
+        .class_code = 0x00ff00,
+        .features = echo_features,
+        .config_bytes = 8,
+        .config_read = echo_config_read,
+        .notify = echo_notify,
+        .quiesce = echo_quiesce,
+        .version = 1,
+        .free = echo_free,
 };
 
 struct fixture {
@@ -235,7 +244,8 @@ static void test_full_and_out_of_order(void **state)
                         unsigned n = 0, back = 0;
                         int *token;
 
-                        while (test_ring_add(&f->ring, NULL, 0, (struct test_buffer[]){ buffer, buffer }, 1 + (n + round) % 2, &tokens[n]))
+                        while (test_ring_add(&f->ring, NULL, 0, (struct test_buffer[]){ buffer, buffer }, 1 + (n + round) % 2,
+                                             &tokens[n]))
                                 n++;
                         test_ring_kick(&f->ring);
                         testbed_run(&f->bed);
@@ -299,16 +309,19 @@ static void test_violations(void **state)
         struct fixture *f = *state;
         uint64_t gpa = test_alloc(&f->bed, 65536);
         uint64_t far = UINT64_MAX - 15;
-        const struct { struct test_buffer buffer; uint16_t flags; } bad[] = {
-                { { gpa, 16 }, 1 },                           /* loop: next is itself; packed: the list never ends */
-                { { TEST_RAM_BYTES - 8, 16 }, 0 },            /* past the end of memory */
-                { { TEST_RAM_BYTES + 4096, 16 }, 2 },         /* no memory */
-                { { far, 32 }, 0 },                           /* address + length overflows */
+        const struct {
+                struct test_buffer buffer;
+                uint16_t flags;
+        } bad[] = {
+                { { gpa, 16 }, 1 },                   /* loop: next is itself; packed: the list never ends */
+                { { TEST_RAM_BYTES - 8, 16 }, 0 },    /* past the end of memory */
+                { { TEST_RAM_BYTES + 4096, 16 }, 2 }, /* no memory */
+                { { far, 32 }, 0 },                   /* address + length overflows */
                 { { 0, UINT32_MAX }, 0 },
-                { { gpa, 16 }, 4 },                           /* indirect: table entry 0 is checked below */
-                { { gpa, 8 }, 4 },                            /* half a descriptor */
+                { { gpa, 16 }, 4 }, /* indirect: table entry 0 is checked below */
+                { { gpa, 8 }, 4 },  /* half a descriptor */
                 { { gpa, 0 }, 4 },
-                { { gpa, 16 }, 5 },                           /* indirect with next */
+                { { gpa, 16 }, 5 }, /* indirect with next */
                 { { far, 16 }, 4 },
         };
 
@@ -316,7 +329,8 @@ static void test_violations(void **state)
                 for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
                         uint8_t *table = test_at(&f->bed, gpa, 16);
 
-                        start(f, UINT64_C(1) << VIRTIO_F_RING_INDIRECT_DESC | (packed ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0), 1, 8);
+                        start(f, UINT64_C(1) << VIRTIO_F_RING_INDIRECT_DESC | (packed ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0),
+                              1, 8);
                         memset(table, 0, 16);
                         table[packed ? 14 : 12] = 4; /* a table in a table */
                         if (packed && bad[i].flags == 1) {
@@ -387,7 +401,11 @@ static void enable_at(struct fixture *f, uint64_t desc, uint64_t driver, uint64_
 static void test_enable(void **state)
 {
         struct fixture *f = *state;
-        const struct { uint64_t desc, driver, device; unsigned size; bool packed, good; } cases[] = {
+        const struct {
+                uint64_t desc, driver, device;
+                unsigned size;
+                bool packed, good;
+        } cases[] = {
                 { 0x1000, 0x2000, 0x3000, 8, false, true },
                 { 0x1008, 0x2000, 0x3000, 8, false, false },
                 { 0x1000, 0x2001, 0x3000, 8, false, false },
@@ -426,8 +444,8 @@ static void test_negotiation(void **state)
         struct fixture *f = *state;
 
         assert_int_equal(test_offered(&f->d), 1 | VERSION_1 | ALL_RING_FEATURES);
-        assert_false(test_driver_start(&f->d, 1));                /* without VERSION_1 */
-        assert_false(test_driver_start(&f->d, VERSION_1 | 2));    /* not offered */
+        assert_false(test_driver_start(&f->d, 1));             /* without VERSION_1 */
+        assert_false(test_driver_start(&f->d, VERSION_1 | 2)); /* not offered */
         assert_false(test_driver_start(&f->d, VERSION_1 | UINT64_C(1) << 50));
         assert_true(test_driver_start(&f->d, VERSION_1 | 1));
         assert_int_equal(f->echo->v.features, VERSION_1 | 1);
@@ -521,7 +539,10 @@ static void test_interrupt_suppression(void **state)
         for (unsigned mask = 0; mask < 4; mask++) {
                 unsigned before;
 
-                start(f, (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) | (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0), 1, 8);
+                start(f,
+                      (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) |
+                              (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0),
+                      1, 8);
                 before = f->bed.interrupts[2];
                 for (unsigned round = 0; round < 40; round++) {
                         assert_false(test_ring_interrupts(&f->ring, false));
@@ -552,7 +573,10 @@ static void test_notify_suppression(void **state)
         struct test_buffer buffer = { gpa, 8 };
 
         for (unsigned mask = 0; mask < 4; mask++) {
-                start(f, (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) | (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0), 1, 8);
+                start(f,
+                      (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) |
+                              (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0),
+                      1, 8);
                 for (unsigned round = 0; round < 40; round++) {
                         virtio_lock(&f->echo->v);
                         virtqueue_notifications(&f->echo->v, 1, false);
@@ -659,12 +683,15 @@ static void test_save_load(void **state)
                 struct echo *echo;
                 uint64_t gpa = test_alloc(&f->bed, 8192);
 
-                start(f, (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) | (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0) | 1,
+                start(f,
+                      (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) |
+                              (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0) | 1,
                       1, 8);
                 for (unsigned i = 0; i < 21; i++)
                         echo_once(f, 1 + i % 3, 1, 16, gpa);
                 /* A buffer that nobody notified of. */
-                assert_true(test_ring_add(&f->ring, &(struct test_buffer){ gpa, 16 }, 1, &(struct test_buffer){ gpa + 64, 16 }, 1, f));
+                assert_true(test_ring_add(&f->ring, &(struct test_buffer){ gpa, 16 }, 1, &(struct test_buffer){ gpa + 64, 16 }, 1,
+                                          f));
                 f->echo->v.pci.dev.ops->quiesce(&f->echo->v.pci.dev);
                 device_record_save(&f->echo->v.pci.dev, &out);
                 f->echo->v.pci.dev.ops->resume(&f->echo->v.pci.dev);
@@ -689,7 +716,8 @@ static void test_save_load(void **state)
 
                 /* A record cut anywhere is refused and leaves the device reset. */
                 for (size_t cut = 0; cut < out.size; cut += 1 + cut % 7) {
-                        struct cursor body = cursor_from(record.body.at, MIN(cut, (size_t)(record.body.end - record.body.at) - 1));
+                        struct cursor body =
+                                cursor_from(record.body.at, MIN(cut, (size_t)(record.body.end - record.body.at) - 1));
 
                         echo->v.pci.dev.ops->quiesce(&echo->v.pci.dev);
                         assert_true(echo->v.pci.dev.ops->load(&echo->v.pci.dev, record.version, &body, &err) < 0);
@@ -806,11 +834,16 @@ static void test_race(void **state)
         struct fixture *f = *state;
 
         for (unsigned mask = 0; mask < 4; mask++) {
-                struct race race = { .f = f, .lock = PTHREAD_MUTEX_INITIALIZER, .interrupt = PTHREAD_COND_INITIALIZER, .buffers = 20000 };
+                struct race race = {
+                        .f = f, .lock = PTHREAD_MUTEX_INITIALIZER, .interrupt = PTHREAD_COND_INITIALIZER, .buffers = 20000
+                };
                 pthread_t thread;
 
                 race.gpa = test_alloc(&f->bed, 4096);
-                start(f, (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) | (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0), 1, 8);
+                start(f,
+                      (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) |
+                              (mask & 2 ? UINT64_C(1) << VIRTIO_F_RING_PACKED : 0),
+                      1, 8);
                 f->bed.on_interrupt = race_interrupt;
                 f->bed.ctx = &race;
                 uv_async_init(&f->bed.loop, &race.stop, race_stop);

@@ -65,7 +65,8 @@ static void punch(struct balloon *balloon, const struct guest_region *region, ui
 {
         struct guest_memory *mem = balloon->v.host->mem;
 
-        if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(region->fd_offset + offset), (off_t)size_bytes) < 0)
+        if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(region->fd_offset + offset),
+                      (off_t)size_bytes) < 0)
                 return; /* the memory stays: nothing is wrong but its use */
         balloon->returned_bytes += size_bytes;
         guest_memory_written(mem, region->gpa + offset, size_bytes);
@@ -159,7 +160,10 @@ static void report(struct balloon *balloon, const struct virtio_chain *chain)
 
 static void read_stats(struct balloon *balloon, const struct virtio_chain *chain)
 {
-        struct { uint16_t tag; uint64_t value; } __attribute__((packed)) stat;
+        struct {
+                uint16_t tag;
+                uint64_t value;
+        } __attribute__((packed)) stat;
         size_t end = MIN((size_t)chain->out_bytes, (size_t)STATS_BYTES_MAX);
 
         memset(balloon->stats, 0xff, sizeof(balloon->stats));
@@ -237,7 +241,9 @@ static void balloon_config_read(struct virtio *v, uint32_t offset, void *to, uns
 {
         struct balloon *balloon = to_balloon(v);
         struct balloon_config config = {
-                .num_pages = htole32(balloon->target_pages), .actual = htole32(balloon->actual_pages), .poison = htole32(balloon->poison),
+                .num_pages = htole32(balloon->target_pages),
+                .actual = htole32(balloon->actual_pages),
+                .poison = htole32(balloon->poison),
         };
 
         memcpy(to, (const uint8_t *)&config + offset, size_bytes);
@@ -379,9 +385,16 @@ void virtio_balloon_get_stats(struct device *dev, struct virtio_balloon_stats *s
         virtio_lock(v);
         *stats = (struct virtio_balloon_stats){
                 .updated_ns = balloon->stats_ns,
-                .swap_in = s[0], .swap_out = s[1], .major_faults_count = s[2], .minor_faults_count = s[3],
-                .free_memory = s[4], .total_memory = s[5], .available_memory = s[6], .disk_caches = s[7],
-                .hugetlb_allocations_count = s[8], .hugetlb_failures_count = s[9],
+                .swap_in = s[0],
+                .swap_out = s[1],
+                .major_faults_count = s[2],
+                .minor_faults_count = s[3],
+                .free_memory = s[4],
+                .total_memory = s[5],
+                .available_memory = s[6],
+                .disk_caches = s[7],
+                .hugetlb_allocations_count = s[8],
+                .hugetlb_failures_count = s[9],
         };
         if (!v->quiesced)
                 give_stats_back(balloon);

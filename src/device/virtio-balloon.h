@@ -18,7 +18,8 @@ struct virtio_balloon_state {
         uint64_t returned_bytes; /* given back to the host so far, by balloon and by free-page reports */
 };
 
-int virtio_balloon_new(struct device_host *host, struct pci_bus *bus, const char *id, struct device **dev, struct err *err) _must_check_;
+int virtio_balloon_new(struct device_host *host, struct pci_bus *bus, const char *id, struct device **dev,
+                       struct err *err) _must_check_;
 
 /* Asks the guest to give so much memory (rounded down to 4 KiB; 0: none). -EINVAL when it is more than there is. Any thread. */
 int virtio_balloon_set_target(struct device *dev, uint64_t target_bytes, struct err *err) _must_check_;

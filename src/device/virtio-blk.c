@@ -3,15 +3,16 @@
  *
  *   queue ─pop─▶ request ─checked─▶ block_submit() … finished list ─▶ status byte ─push─▶ one interrupt for the batch
  *
- * A request is the 16 byte header, the data, and one status byte at the end of what the device writes; the layout over descriptors
- * is the driver's affair (§2.7.4). All that is needed later is copied when the chain is popped. Everything happens on the loop's
- * thread but configuration and reset: completions are collected without the lock and given back under one lock for each batch.
+ * A request is the 16 byte header, the data, and one status byte at the end of what the device writes; the layout over
+ * descriptors is the driver's affair (§2.7.4). All that is needed later is copied when the chain is popped. Everything happens on
+ * the loop's thread but configuration and reset: completions are collected without the lock and given back under one lock for
+ * each batch.
  *
  * Limits: REQUESTS in flight on all queues together; a queue that finds none free stays marked as stalled and is served when some
  * come back. A reset by the driver with I/O in flight is over when the last of it is (virtio_hold()); quiesce drains.
  *
- * Durability (§5.2.6.2): with FLUSH negotiated and the write-back mode on, a write is durable after the next flush; in every other
- * case each write is durable before it is reported.
+ * Durability (§5.2.6.2): with FLUSH negotiated and the write-back mode on, a write is durable after the next flush; in every
+ * other case each write is durable before it is reported.
  */
 #include "device/virtio-blk.h"
 
@@ -24,8 +25,8 @@
 #define QUEUE_SIZE 256
 #define QUEUES_MAX 16
 #define REQUESTS 128
-#define SEGMENTS_MAX 254  /* data buffers in a request */
-#define RANGES_MAX 32     /* ranges in a discard or write zeroes */
+#define SEGMENTS_MAX 254                      /* data buffers in a request */
+#define RANGES_MAX 32                         /* ranges in a discard or write zeroes */
 #define RANGE_SECTORS_MAX (UINT32_C(1) << 22) /* 2 GiB each */
 #define SERIAL_BYTES 20
 #define HEADER_BYTES 16
@@ -89,9 +90,9 @@ struct blk {
         struct block *disk;
         char serial[SERIAL_BYTES];
         bool writeback;
-        bool serving;           /* on the loop's thread, with the lock held by ourselves */
-        uint32_t stalled;       /* queues that wait for a free request */
-        uint64_t capacity;      /* sectors */
+        bool serving;      /* on the loop's thread, with the lock held by ourselves */
+        uint32_t stalled;  /* queues that wait for a free request */
+        uint64_t capacity; /* sectors */
         struct virtio_iov iov;
         struct blk_request *free;
         struct blk_request *finished, **finished_last; /* the loop's thread only */
@@ -129,8 +130,10 @@ static void io_done(struct block_request *io, int result)
         if (result < 0) {
                 req->status = S_IOERR;
                 log_guest("%s: %s of %" PRIu64 " bytes at %" PRIu64 " failed: %s", blk->v.pci.dev.id,
-                          io->op == BLOCK_READ ? "read" : io->op == BLOCK_FLUSH ? "flush" : "write", io->size_bytes, io->offset_bytes,
-                          strerror(-result));
+                          io->op == BLOCK_READ    ? "read"
+                          : io->op == BLOCK_FLUSH ? "flush"
+                                                  : "write",
+                          io->size_bytes, io->offset_bytes, strerror(-result));
         }
         req->next = NULL;
         *blk->finished_last = req;
@@ -247,8 +250,7 @@ static uint8_t ranges_request(struct blk *blk, struct blk_request *req, bool zer
 {
         unsigned known = zeroes ? RANGE_F_UNMAP : 0;
 
-        if (!req->io.size_bytes || req->io.size_bytes % sizeof(struct blk_range) ||
-            req->io.size_bytes > sizeof(req->ranges_at))
+        if (!req->io.size_bytes || req->io.size_bytes % sizeof(struct blk_range) || req->io.size_bytes > sizeof(req->ranges_at))
                 return S_IOERR;
         req->ranges = (unsigned)(req->io.size_bytes / sizeof(struct blk_range));
         iov_to_buf(req->io.iov, req->io.iov_count, 0, req->ranges_at, req->io.size_bytes);
@@ -326,7 +328,10 @@ static uint8_t prepare(struct blk *blk, struct blk_request *req, uint32_t type, 
 static bool start_request(struct blk *blk, struct blk_request *req)
 {
         struct virtio_chain *chain = &req->chain;
-        struct { uint32_t type, reserved; uint64_t sector; } header;
+        struct {
+                uint32_t type, reserved;
+                uint64_t sector;
+        } header;
         struct iovec status;
         uint32_t type;
         bool now, fits;
@@ -340,9 +345,11 @@ static bool start_request(struct blk *blk, struct blk_request *req)
         if (type == T_IN || type == T_GET_ID)
                 fits = take_buffers(req, chain->in, chain->in_count, 0, chain->in_bytes - 1, &status, true);
         else
-                fits = take_buffers(req, chain->out, chain->out_count, HEADER_BYTES, chain->out_bytes - HEADER_BYTES, &status, false);
+                fits = take_buffers(req, chain->out, chain->out_count, HEADER_BYTES, chain->out_bytes - HEADER_BYTES, &status,
+                                    false);
         if (!fits) {
-                virtio_break(&blk->v, "a request with %u buffers, seg_max is %d", chain->out_count + chain->in_count, SEGMENTS_MAX);
+                virtio_break(&blk->v, "a request with %u buffers, seg_max is %d", chain->out_count + chain->in_count,
+                             SEGMENTS_MAX);
                 return false;
         }
 
@@ -495,8 +502,8 @@ static int blk_load(struct virtio *v, uint16_t version, struct cursor *in, struc
         if (version != 1)
                 return err_set(err, -EBADMSG, "disk state has version %u, this is 1", version);
         if (!in->bad && capacity != blk->capacity)
-                return err_set(err, -EBADMSG, "%s was saved with a disk of %" PRIu64 " sectors, this one has %" PRIu64, v->pci.dev.id,
-                               capacity, blk->capacity);
+                return err_set(err, -EBADMSG, "%s was saved with a disk of %" PRIu64 " sectors, this one has %" PRIu64,
+                               v->pci.dev.id, capacity, blk->capacity);
         if (writeback > 1)
                 return err_set(err, -EBADMSG, "cache mode %u", writeback);
         blk->writeback = writeback;

@@ -34,8 +34,8 @@ struct console {
         struct virtio v;
         struct char_backend backend;
         uint16_t columns, rows;
-        bool refused;            /* the host side was told to wait */
-        uint32_t sent_bytes;     /* of the first chain in the transmit queue */
+        bool refused;        /* the host side was told to wait */
+        uint32_t sent_bytes; /* of the first chain in the transmit queue */
         unsigned fifo_start, fifo_used;
         uint8_t fifo[FIFO_BYTES];
         struct virtio_iov iov;
@@ -182,7 +182,9 @@ static void console_config_read(struct virtio *v, uint32_t offset, void *to, uns
 {
         struct console *console = to_console(v);
         struct console_config config = {
-                .columns = htole16(console->columns), .rows = htole16(console->rows), .max_ports = htole32(1),
+                .columns = htole16(console->columns),
+                .rows = htole16(console->rows),
+                .max_ports = htole32(1),
         };
 
         memcpy(to, (const uint8_t *)&config + offset, size_bytes);

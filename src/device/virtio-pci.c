@@ -20,9 +20,9 @@
 #include <errno.h>
 #include <sys/eventfd.h>
 
-#define VENDOR_ID 0x1af4       /* §4.1.2 */
+#define VENDOR_ID 0x1af4 /* §4.1.2 */
 #define DEVICE_ID_BASE 0x1040
-#define SUBSYSTEM_ID 0x0040    /* §4.1.2.1: 0x40 or more says non-transitional */
+#define SUBSYSTEM_ID 0x0040 /* §4.1.2.1: 0x40 or more says non-transitional */
 
 #define BAR_REGISTERS 0
 #define BAR_MSIX 2
@@ -76,7 +76,7 @@ struct virtio_transport {
         struct virtio *v; /* NULL once the device is gone */
         struct device_ops dev_ops;
         bool on_bus;
-        unsigned window;       /* offset of the PCI configuration access capability */
+        unsigned window;        /* offset of the PCI configuration access capability */
         uint64_t doorbell_base; /* where the doorbells are registered; 0: nowhere */
 
         uint32_t device_feature_select, driver_feature_select;

@@ -1,8 +1,8 @@
 /*
  * virtio entropy device, virtio 1.2 §5.4: each buffer is filled from the host's getrandom().
  *
- * A buffer gets at most CHUNK_BYTES (the driver is told how many) and a round of the loop serves at most BUDGET buffers, so that a
- * guest that asks for entropy without end does not keep the event loop.
+ * A buffer gets at most CHUNK_BYTES (the driver is told how many) and a round of the loop serves at most BUDGET buffers, so that
+ * a guest that asks for entropy without end does not keep the event loop.
  */
 #include "device/virtio-rng.h"
 

@@ -3,4 +3,5 @@
 
 #include "device/virtio.h"
 
-int virtio_rng_new(struct device_host *host, struct pci_bus *bus, const char *id, struct device **dev, struct err *err) _must_check_;
+int virtio_rng_new(struct device_host *host, struct pci_bus *bus, const char *id, struct device **dev,
+                   struct err *err) _must_check_;

@@ -17,8 +17,8 @@
 
 #include "base/log.h"
 
-#define CORE_FEATURES                                                                                      \
-        (UINT64_C(1) << VIRTIO_F_RING_INDIRECT_DESC | UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX |             \
+#define CORE_FEATURES                                                                          \
+        (UINT64_C(1) << VIRTIO_F_RING_INDIRECT_DESC | UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX | \
          UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << VIRTIO_F_RING_PACKED)
 
 int virtio_init(struct virtio *v, struct device_host *host, struct pci_bus *bus, const struct virtio_ops *ops, const char *id,
@@ -195,7 +195,8 @@ int virtio_core_load(struct virtio *v, struct cursor *in, struct err *err)
                 return err_set(err, -EBADMSG, "%s was saved with features 0x%" PRIx64 " that are not offered here", v->pci.dev.id,
                                features & ~virtio_offered(v));
         if (!!(status & VIRTIO_STATUS_FEATURES_OK) != !!(features >> VIRTIO_F_VERSION_1 & 1))
-                return err_set(err, -EBADMSG, "%s was saved with status 0x%x and features 0x%" PRIx64, v->pci.dev.id, status, features);
+                return err_set(err, -EBADMSG, "%s was saved with status 0x%x and features 0x%" PRIx64, v->pci.dev.id, status,
+                               features);
         v->features = features;
         for (unsigned i = 0; i < queues; i++) {
                 r = virtqueue_load(v, v->queue[i], in, err);
@@ -205,6 +206,7 @@ int virtio_core_load(struct virtio *v, struct cursor *in, struct err *err)
         v->status = status;
         v->broken = broken;
         if (features && v->ops->features_ok && !v->ops->features_ok(v, features))
-                return err_set(err, -EBADMSG, "%s does not take the features 0x%" PRIx64 " it was saved with", v->pci.dev.id, features);
+                return err_set(err, -EBADMSG, "%s does not take the features 0x%" PRIx64 " it was saved with", v->pci.dev.id,
+                               features);
         return load_type(v, in, err);
 }

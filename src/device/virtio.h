@@ -11,7 +11,9 @@
  *
  * A notify handler is this loop; the budget keeps a driver that never stops from owning the event loop:
  *
- *      for (unsigned budget = 256; budget; budget--) {
+ *      unsigned budget;
+ *
+ *      for (budget = 256; budget; budget--) {
  *              if (virtqueue_pop(v, queue, &iov, &chain) <= 0)
  *                      break;
  *              … virtqueue_push(v, queue, &chain, written);
@@ -31,7 +33,13 @@
 #define VIRTIO_CHAIN_MAX 1024
 
 enum virtio_id {
-        VIRTIO_NET = 1, VIRTIO_BLOCK = 2, VIRTIO_CONSOLE = 3, VIRTIO_RNG = 4, VIRTIO_BALLOON = 5, VIRTIO_VSOCK = 19, VIRTIO_FS = 26,
+        VIRTIO_NET = 1,
+        VIRTIO_BLOCK = 2,
+        VIRTIO_CONSOLE = 3,
+        VIRTIO_RNG = 4,
+        VIRTIO_BALLOON = 5,
+        VIRTIO_VSOCK = 19,
+        VIRTIO_FS = 26,
 };
 
 /* Device status, §2.1 */
@@ -60,7 +68,7 @@ struct virtio_ops {
         uint64_t (*features)(struct virtio *v);
         /* The driver set FEATURES_OK with this subset; false refuses it. May be NULL. */
         bool (*features_ok)(struct virtio *v, uint64_t features);
-        /* Device configuration (virtio 1.2 §2.5); offset + size is within config_bytes; size is 1, 2, 4 or 8. write may be NULL. */
+        /* Device configuration (§2.5); offset + size is within config_bytes; size is 1, 2, 4 or 8. write may be NULL. */
         uint32_t config_bytes;
         void (*config_read)(struct virtio *v, uint32_t offset, void *to, unsigned size_bytes);
         void (*config_write)(struct virtio *v, uint32_t offset, const void *from, unsigned size_bytes);
@@ -112,9 +120,9 @@ struct virtio {
         unsigned queues;
         uint64_t features; /* negotiated; 0 before FEATURES_OK */
         uint8_t status;
-        bool broken;       /* DEVICE_NEEDS_RESET */
-        bool resetting;    /* status 0 was written, holds are left */
-        bool quiesced;     /* take no new chains from queues; set before ops->quiesce, cleared before ops->resume */
+        bool broken;    /* DEVICE_NEEDS_RESET */
+        bool resetting; /* status 0 was written, holds are left */
+        bool quiesced;  /* take no new chains from queues; set before ops->quiesce, cleared before ops->resume */
         unsigned holds;
         struct virtio_transport *transport; /* virtio-pci.c */
 };

@@ -29,7 +29,10 @@ static uint8_t *slot_at(const struct virtqueue *q, unsigned slot)
 static struct virtq_desc copy_desc(const uint8_t *at, uint16_t flags)
 {
         return (struct virtq_desc){
-                .address = ring_load64(at), .length = ring_load32(at + 8), .next = ring_load16(at + 12), .flags = flags,
+                .address = ring_load64(at),
+                .length = ring_load32(at + 8),
+                .next = ring_load16(at + 12),
+                .flags = flags,
         };
 }
 

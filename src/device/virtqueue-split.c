@@ -40,7 +40,10 @@ static struct virtq_desc copy_desc(const uint8_t *table, unsigned index)
         const uint8_t *at = table + sizeof(struct virtq_desc) * index;
 
         return (struct virtq_desc){
-                .address = ring_load64(at), .length = ring_load32(at + 8), .flags = ring_load16(at + 12), .next = ring_load16(at + 14),
+                .address = ring_load64(at),
+                .length = ring_load32(at + 8),
+                .flags = ring_load16(at + 12),
+                .next = ring_load16(at + 14),
         };
 }
 
@@ -118,7 +121,8 @@ int split_pop(struct virtio *v, unsigned queue, struct chain_builder *b)
         int r;
 
         if ((uint16_t)(idx - q->avail_idx) > q->size) {
-                virtio_break(v, "queue %u: available index went from %u to %u in a queue of %u", queue, q->avail_idx, idx, q->size);
+                virtio_break(v, "queue %u: available index went from %u to %u in a queue of %u", queue, q->avail_idx, idx,
+                             q->size);
                 return -EBADMSG;
         }
         head = ring_load16(avail_ring(q, q->avail_idx));

@@ -75,7 +75,7 @@ static bool deliver(struct frame_pipe *pipe, size_t size_bytes)
         return !pipe->waiting;
 }
 
-static void receive_all(struct frame_pipe *pipe)
+static void receive_all(struct frame_pipe *pipe, bool delivered)
 {
         for (unsigned i = 0; i < BATCH && !pipe->waiting && !pipe->closed; i++) {
                 size_t size_bytes;
@@ -86,10 +86,12 @@ static void receive_all(struct frame_pipe *pipe)
                 if (r < 0) {
                         pipe->closed = true;
                         pipe->ops->closed(pipe->ctx);
-                        return;
+                        break;
                 }
-                deliver(pipe, size_bytes);
+                delivered |= deliver(pipe, size_bytes);
         }
+        if (delivered && pipe->ops->flush)
+                pipe->ops->flush(pipe->ctx);
 }
 
 static void on_ready(uv_poll_t *poll, int status, int events)
@@ -103,7 +105,7 @@ static void on_ready(uv_poll_t *poll, int status, int events)
                 pipe->ops->room(pipe->ctx);
         }
         if (events & UV_READABLE && !pipe->waiting)
-                receive_all(pipe);
+                receive_all(pipe, false);
         watch(pipe);
 }
 
@@ -113,7 +115,7 @@ static void on_again(uv_idle_t *idle)
 
         uv_idle_stop(idle);
         if (pipe->waiting && deliver(pipe, pipe->waiting))
-                receive_all(pipe);
+                receive_all(pipe, true);
         watch(pipe);
 }
 

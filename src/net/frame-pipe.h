@@ -17,6 +17,8 @@ struct frame_pipe;
 struct frame_pipe_ops {
         /* 0: taken or dropped; -EAGAIN: keep it. The bytes are the pipe's, valid during the call. */
         int (*deliver)(void *ctx, const struct iovec *iov, unsigned count, const struct net_offload *offload);
+        /* A batch of frames was delivered; may be NULL. */
+        void (*flush)(void *ctx);
         void (*room)(void *ctx);
         /* The other end is gone; no further callback comes. */
         void (*closed)(void *ctx);

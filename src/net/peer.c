@@ -23,6 +23,14 @@ static int peer_deliver(void *ctx, const struct iovec *iov, unsigned count, cons
         return peer->net.client.receive ? peer->net.client.receive(peer->net.client.ctx, iov, count, offload) : 0;
 }
 
+static void peer_flush(void *ctx)
+{
+        struct peer *peer = ctx;
+
+        if (peer->net.client.flush)
+                peer->net.client.flush(peer->net.client.ctx);
+}
+
 static void peer_room(void *ctx)
 {
         struct peer *peer = ctx;
@@ -41,7 +49,9 @@ static void peer_closed(void *ctx)
                 peer->net.client.link_changed(peer->net.client.ctx);
 }
 
-static const struct frame_pipe_ops peer_pipe_ops = { .deliver = peer_deliver, .room = peer_room, .closed = peer_closed };
+static const struct frame_pipe_ops peer_pipe_ops = {
+        .deliver = peer_deliver, .flush = peer_flush, .room = peer_room, .closed = peer_closed,
+};
 
 static void peer_free(struct net_backend *net)
 {

@@ -264,7 +264,7 @@ static uint64_t processor_tsc(void *ctx)
         struct software_vcpu *vcpu = ctx;
         uint64_t host = vcpu->software->paused ? vcpu->software->paused_tsc : __rdtsc();
 
-        return host + __atomic_load_n(&x86_cpu_state(vcpu->cpu)->tsc_offset, __ATOMIC_RELAXED);
+        return host + x86_cpu_tsc_offset(vcpu->cpu);
 }
 
 /* ---- running ---- */

@@ -77,7 +77,11 @@ static bool interrupts_open(const struct x86_cpu *cpu)
 /* The requests that boundary() would act on in this state. */
 static uint32_t request_mask(const struct x86_cpu *cpu)
 {
-        uint32_t mask = X86_REQUEST_INIT | X86_REQUEST_EXIT | X86_REQUEST_KICK | X86_REQUEST_FLUSH | X86_REQUEST_PAUSE;
+        uint32_t mask = X86_REQUEST_INIT | X86_REQUEST_EXIT | X86_REQUEST_FLUSH | X86_REQUEST_PAUSE;
+
+        /* A kick that comes before the HLT it is meant for stays up until then. */
+        if (cpu->s.halted)
+                mask |= X86_REQUEST_KICK;
 
         if (cpu->s.wait_for_sipi)
                 return mask | X86_REQUEST_SIPI;
@@ -153,17 +157,11 @@ static int deliver_pending(struct x86_cpu *cpu)
         return x86_deliver(cpu, cpu->s.exception_vector, false, cpu->s.exception_has_error, cpu->s.exception_error);
 }
 
-static void init_and_sipi(struct x86_cpu *cpu, uint32_t requests)
+static void start_up(struct x86_cpu *cpu)
 {
-        if (requests & X86_REQUEST_INIT) {
-                request_clear(cpu, X86_REQUEST_INIT);
-                x86_init_received(cpu);
-        }
-        if (requests & X86_REQUEST_SIPI) {
-                request_clear(cpu, X86_REQUEST_SIPI);
-                if (cpu->s.wait_for_sipi)
-                        x86_sipi_received(cpu, atomic_load(&cpu->sipi_vector));
-        }
+        request_clear(cpu, X86_REQUEST_SIPI);
+        if (cpu->s.wait_for_sipi)
+                x86_sipi_received(cpu, atomic_load(&cpu->sipi_vector));
 }
 
 /* One event at most is delivered; the caller comes back until there is none. */
@@ -190,11 +188,17 @@ static enum boundary boundary(struct x86_cpu *cpu)
 
                 if (requests & (X86_REQUEST_FLUSH | X86_REQUEST_PAUSE))
                         complex_service(cpu);
-                if (requests & (X86_REQUEST_INIT | X86_REQUEST_SIPI)) {
-                        init_and_sipi(cpu, requests);
+                if (requests & X86_REQUEST_INIT) {
+                        request_clear(cpu, X86_REQUEST_INIT);
+                        x86_init_received(cpu);
+                        /* The owner resets the local APIC before a SIPI, which may be there already, starts the processor. */
+                        return BOUNDARY_EXIT;
+                }
+                if (requests & X86_REQUEST_SIPI) {
+                        start_up(cpu);
                         continue;
                 }
-                if (requests & X86_REQUEST_KICK) {
+                if (requests & X86_REQUEST_KICK && cpu->s.halted) {
                         request_clear(cpu, X86_REQUEST_KICK);
                         cpu->s.halted = false;
                 }
@@ -325,6 +329,11 @@ void x86_cpu_state_changed(struct x86_cpu *cpu)
                 atomic_fetch_or(&cpu->requests, X86_REQUEST_NMI);
         }
         paravirt_refresh(cpu);
+}
+
+uint64_t x86_cpu_tsc_offset(const struct x86_cpu *cpu)
+{
+        return __atomic_load_n(&cpu->s.tsc_offset, __ATOMIC_RELAXED);
 }
 
 uint64_t x86_cpu_instructions(const struct x86_cpu *cpu)

@@ -43,7 +43,7 @@ enum x86_request {
 };
 
 enum x86_exit {
-        X86_EXIT_REQUESTED,
+        X86_EXIT_REQUESTED, /* EXIT was asked for, or an INIT was acted on: its owner resets the local APIC before running on */
         X86_EXIT_HALTED,   /* nothing to do until a request; run again after x86_cpu_wait() or a request */
         X86_EXIT_SHUTDOWN, /* triple fault; the state is that of the faulting instruction */
 };
@@ -68,6 +68,9 @@ void x86_cpu_sipi(struct x86_cpu *cpu, uint8_t vector);
 /* Only while the processor does not run. The pointer stays valid; call x86_cpu_state_changed() after writing through it. */
 struct x86_state *x86_cpu_state(struct x86_cpu *cpu);
 void x86_cpu_state_changed(struct x86_cpu *cpu);
+
+/* Guest TSC - host TSC. Any thread. */
+uint64_t x86_cpu_tsc_offset(const struct x86_cpu *cpu);
 
 /* Instructions retired since x86_cpu_new(), about: counted by blocks. Any thread. */
 uint64_t x86_cpu_instructions(const struct x86_cpu *cpu);

@@ -258,7 +258,7 @@ static uint8_t chip_read(struct pic_chip *chip, bool master, unsigned a0)
 
                 chip->poll = false;
                 if (irq == NO_IRQ)
-                        return SPURIOUS;
+                        return 0;
                 serve(chip, irq);
                 return (uint8_t)(0x80 | irq);
         }

@@ -73,7 +73,8 @@ static void prepare(void)
         clear(base, "share", 0);
         if (mkdirat(base, "share", 0755) < 0 && errno != EEXIST)
                 abort();
-        fchmodat(base, "share", 0755, 0);
+        if (fchmodat(base, "share", 0755, 0) < 0)
+                abort();
         if (mkdirat(base, "share/dir", 0755) < 0 || symlinkat("../../secret", base, "share/dir/out") < 0)
                 abort();
         put("share/file", "hello");

@@ -189,6 +189,9 @@ static int set_attributes(struct fs_request *rq, struct fs_node *node, const str
                 gid_t gid = in->valid & FATTR_GID ? host_gid(fs, in->gid) : (gid_t)-1;
 
                 r = fchownat(node->fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+                /* user_namespaces(7): a user that is not mapped here is one that we may not give files to. */
+                if (r == -EINVAL)
+                        r = -EPERM;
         }
         if (r == 0 && in->valid & FATTR_SIZE)
                 r = set_size(rq, node, in);

@@ -79,9 +79,6 @@ static int op_init(struct fs_request *rq)
         pthread_mutex_lock(&fs->lock);
         fs->minor = out.minor;
         fs->initialized = true;
-        /* Not before: a sandbox may have changed who we are. */
-        fs->own_uid = geteuid();
-        fs->own_gid = getegid();
         pthread_mutex_unlock(&fs->lock);
         return fs_reply(rq, &out, sizeof(out));
 }
@@ -245,6 +242,9 @@ int fs_server_new(const char *dir, bool readonly, struct fs_server **made, struc
                 return err_nomem(err);
         pthread_mutex_init(&fs->lock, NULL);
         fs->readonly = readonly;
+        /* Asked once: a sandbox keeps our own ids as they are, and may not let us ask again. */
+        fs->own_uid = geteuid();
+        fs->own_gid = getegid();
         fs->umask = umask(077);
         umask(fs->umask);
         fs->root_fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);

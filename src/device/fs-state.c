@@ -108,8 +108,6 @@ int fs_server_load(struct fs_server *fs, struct cursor *in, struct err *err)
         fs_server_reset(fs);
         fs->initialized = cursor_u8(in);
         fs->minor = cursor_le32(in);
-        fs->own_uid = geteuid();
-        fs->own_gid = getegid();
         count = cursor_le32(in);
         while (r == 0 && count-- && !in->bad)
                 r = load_node(fs, in);

@@ -7,6 +7,10 @@ NINJA = ninja -C
 all: deps-build $(BUILD)/build.ninja ## build build/virta
 	$(NINJA) $(BUILD)
 
+# Only the program, without its tests.
+virta: deps-build $(BUILD)/build.ninja
+	$(NINJA) $(BUILD) virta
+
 # What a target needs from Debian: installed as root, named otherwise. At once when all is there.
 deps-%:
 	@scripts/deps $*
@@ -14,11 +18,11 @@ deps-%:
 $(BUILD)/build.ninja: | deps-build
 	meson setup $(BUILD) --prefix $(PREFIX) $(MESON_FLAGS)
 
-run: deps-run all ## boot Debian's kernel to a shell (a scripted demo without a terminal)
+run: deps-run virta ## boot Debian's kernel to a shell (a scripted demo without a terminal)
 	@scripts/guest
 	@scripts/run
 
-run-debian: deps-run-debian all ## boot Debian with systemd to a login prompt
+run-debian: deps-run-debian virta ## boot Debian with systemd to a login prompt
 	@scripts/guest
 	@scripts/run-debian
 
@@ -51,4 +55,4 @@ clean: ## remove every build folder, but not build/guest
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-.PHONY: all run run-debian test test-long bench fuzz install format lint clean help
+.PHONY: all virta run run-debian test test-long bench fuzz install format lint clean help

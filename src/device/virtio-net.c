@@ -70,6 +70,7 @@ struct virtio_net {
         bool tx_blocked;
         bool rx_blocked;
         bool rx_pushed; /* since the last interrupt */
+        bool moved;     /* loaded, and not resumed yet */
         size_t tx_done, rx_done;
 
         struct virtio_iov storage; /* one chain at a time */
@@ -510,12 +511,14 @@ static void reset(struct virtio *v)
 static void resume(struct virtio *v)
 {
         struct virtio_net *card = from_virtio(v);
-        bool changed;
 
         virtio_lock(v);
-        changed = card->control.announce;
-        if (changed)
+        /* After a load the network may be another one: its switches are to hear where the guest is. */
+        if (card->moved && virtio_running(v) && virtio_has(v, VIRTIO_NET_F_GUEST_ANNOUNCE)) {
+                card->control.announce = true;
                 virtio_config_changed(v);
+        }
+        card->moved = false;
         card->rx_blocked = false;
         virtio_unlock(v);
         net_resume(card->net);
@@ -536,8 +539,7 @@ static int load(struct virtio *v, uint16_t version, struct cursor *in, struct er
         r = net_control_load(&card->control, in, err);
         if (r < 0)
                 return r;
-        /* The network may be another one now: its switches hear where the guest is. */
-        card->control.announce = virtio_running(v) && virtio_has(v, VIRTIO_NET_F_GUEST_ANNOUNCE);
+        card->moved = true;
         return 0;
 }
 

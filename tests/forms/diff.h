@@ -50,6 +50,7 @@ struct forms {
         /* By mnemonic: how many forms are tested, and why those that are not are not. */
         uint32_t tested[ZYDIS_MNEMONIC_MAX_VALUE + 1];
         const char *reason[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+        bool seen[ZYDIS_MNEMONIC_MAX_VALUE + 1]; /* decodes in 64-bit mode */
 };
 
 /* offered[isa_set]: whether the model has the set. */

@@ -132,6 +132,7 @@ static int consider(struct forms *forms, const ZydisDecoder *decoder, const bool
         if (z.opcode != f->opcode || (f->modrm && !(z.attributes & ZYDIS_ATTRIB_HAS_MODRM)))
                 return 0;
         f->mnemonic = (uint16_t)z.mnemonic;
+        forms->seen[z.mnemonic] = true;
         reason = !offered[z.meta.isa_set] ? "the model does not have it" : skip_reason(&z, operand);
         if (reason) {
                 if (!forms->reason[z.mnemonic])

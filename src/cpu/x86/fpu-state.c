@@ -12,7 +12,6 @@
 #include "cpu/x86/fpu.h"
 #include "cpu/x86/simd.h"
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 #define FPU (&cpu->s.fpu)
 
 /* Offsets in the legacy region, SDM vol. 1 table 10-2. */

@@ -5,7 +5,6 @@
  */
 #include "cpu/x86/simd.h"
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 #define D simd_reg(cpu, i->reg[0])
 
 KERNEL_SSE(cvtdq2ps)
@@ -118,7 +117,7 @@ typedef uint64_t to_integer_fn(const void *b);
                                                                                                           \
                 __asm__ volatile(#name " %[b], %" #reg "[value]"                                          \
                                  : [value] "=r"(value)                                                    \
-                                 : [b] "m"(*(const double *)b)                                            \
+                                 : [b] "m"(*(const struct { double f64; } __attribute__((packed)) *)b)    \
                                  : "memory");                                                             \
                 return value;                                                                             \
         }

@@ -80,7 +80,7 @@ static const struct insn *compare(struct x86_cpu *cpu, const struct insn *i, con
         flags = ((compare_fn *)i->aux)(simd_reg(cpu, i->reg[0]), b);
         simd_fp_end(cpu, SIMD_FP, NULL, 0);
         simd_set_flags(cpu, flags);
-        return i + 1;
+        NEXT;
 }
 
 static const struct insn *compare_reg(struct x86_cpu *cpu, const struct insn *i)

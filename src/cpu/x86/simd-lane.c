@@ -6,7 +6,6 @@
  */
 #include "cpu/x86/simd.h"
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 #define D simd_reg(cpu, i->reg[0])
 
 /* A 128- or 256-bit result goes out as its encoding says. */
@@ -18,17 +17,22 @@ static inline const struct insn *finish(struct x86_cpu *cpu, const struct insn *
                 *D = *out;
         else
                 simd_set_vex128(D, out);
-        return i + 1;
+        NEXT;
 }
 
 /* imm2 holds the width of the operation in bytes. */
-static const void *source(struct x86_cpu *cpu, const struct insn *i, unsigned operand, union x86_vector *buffer)
+static const union x86_vector *source(struct x86_cpu *cpu, const struct insn *i, unsigned operand, union x86_vector *buffer)
 {
+        uint64_t linear;
+
         if (i->memory_operand != operand)
                 return simd_reg(cpu, i->reg[operand]);
         if (!(i->flags & INSN_VEX) && i->memory_size == 16)
-                return simd_source(cpu, simd_aligned(cpu, i, 16, false), 16, buffer);
-        return simd_source_any(cpu, i, buffer);
+                linear = simd_aligned(cpu, i, 16, false);
+        else
+                linear = insn_linear(cpu, i, i->memory_size, false);
+        simd_read(cpu, linear, buffer, i->memory_size);
+        return buffer;
 }
 
 static unsigned last_vector(const struct insn *i)
@@ -72,7 +76,7 @@ HANDLER(pextr)
                 simd_write(cpu, insn_linear(cpu, i, bytes, true), &value, bytes);
         else
                 *(uint64_t *)gpr_at(cpu, i->reg[0]) = value;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(insertps)
@@ -96,7 +100,7 @@ HANDLER(blendv)
 {
         union x86_vector buffer, out = *first_source(cpu, i);
         const union x86_vector *mask = simd_reg(cpu, i->flags & INSN_VEX ? i->reg[3] : 0);
-        const uint8_t *b = source(cpu, i, last_vector(i), &buffer);
+        const uint8_t *b = source(cpu, i, last_vector(i), &buffer)->u8;
         unsigned bytes = element_bytes(i);
 
         for (unsigned k = 0; k < i->imm2; k += bytes)
@@ -110,7 +114,7 @@ HANDLER(blendv)
 HANDLER(palignr)
 {
         union x86_vector buffer, out;
-        const uint8_t *a = (const uint8_t *)first_source(cpu, i), *b = source(cpu, i, last_vector(i), &buffer);
+        const uint8_t *a = (const uint8_t *)first_source(cpu, i), *b = source(cpu, i, last_vector(i), &buffer)->u8;
         unsigned count = MIN((unsigned)(uint8_t)i->imm, 32u);
 
         for (unsigned lane = 0; lane < i->imm2; lane += 16) {
@@ -153,7 +157,7 @@ HANDLER(vbroadcast_128)
 
         simd_read(cpu, insn_linear(cpu, i, 16, false), value, 16);
         *D = (union x86_vector){ .u64 = { value[0], value[1], value[0], value[1] } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(vinsert_128)
@@ -162,7 +166,7 @@ HANDLER(vinsert_128)
 
         memcpy(out.u64 + (i->imm & 1) * 2, source(cpu, i, 2, &buffer), 16);
         *D = out;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(vextract_128)
@@ -174,7 +178,7 @@ HANDLER(vextract_128)
                 simd_write(cpu, insn_linear(cpu, i, 16, true), value, 16);
         else
                 simd_set_vex128(D, value);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(vperm2_128)
@@ -189,7 +193,7 @@ HANDLER(vperm2_128)
                         memcpy(out.u64 + lane * 2, (control & 2 ? b : a)->u64 + (control & 1) * 2, 16);
         }
         *D = out;
-        return i + 1;
+        NEXT;
 }
 
 /* ---- masks and flags ---- */
@@ -206,7 +210,7 @@ static unsigned sign_mask(const union x86_vector *v, unsigned bytes, unsigned wi
 HANDLER(movmsk)
 {
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = sign_mask(simd_reg(cpu, i->reg[1]), element_bytes(i), i->imm2);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(pmovmskb)
@@ -217,7 +221,7 @@ HANDLER(pmovmskb)
         if (i->imm2 == 32)
                 mask |= (uint32_t)__builtin_ia32_pmovmskb128(*(const __attribute__((vector_size(16))) char *)(v + 16)) << 16;
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = mask;
-        return i + 1;
+        NEXT;
 }
 
 /* PTEST, and VTESTPS and VTESTPD which look at sign bits only: ZF of a & b, CF of ~a & b. */
@@ -232,20 +236,20 @@ HANDLER(ptest)
                 rest |= ~a->u64[k] & b->u64[k];
         }
         simd_set_flags(cpu, (both & mask ? 0 : X86_FLAG_ZF) | (rest & mask ? 0 : X86_FLAG_CF));
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(vzeroupper)
 {
         for (unsigned n = 0; n < (cpu->mode64 ? 16 : 8); n++)
                 simd_zero_upper(simd_reg(cpu, n));
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(vzeroall)
 {
         memset(cpu->s.fpu.ymm, 0, (cpu->mode64 ? 16 : 8) * sizeof(cpu->s.fpu.ymm[0]));
-        return i + 1;
+        NEXT;
 }
 
 /* ---- binding ---- */

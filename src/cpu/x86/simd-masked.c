@@ -7,7 +7,6 @@
  */
 #include "cpu/x86/simd.h"
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 
 /* VMASKMOVPS …: aux is the element's size, imm2 the width. reg[0] = [mem] under reg[1], or [mem] = reg[2] under reg[1]. */
 static bool masked(const union x86_vector *mask, unsigned at, unsigned bytes)

@@ -6,13 +6,12 @@
  */
 #include "cpu/x86/simd.h"
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 
 static const struct insn *set(struct x86_cpu *cpu, const struct insn *i, uint64_t value)
 {
         mmx_enter(cpu);
         mmx_set(cpu, i->reg[0], value);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(mmx_load_32)
@@ -32,7 +31,7 @@ HANDLER(mmx_store_32)
         x87_check_pending(cpu);
         mmu_write32(cpu, insn_linear(cpu, i, 4, true), (uint32_t)mmx_get(cpu, i->reg[1]));
         mmx_enter(cpu);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(mmx_store_64)
@@ -40,7 +39,7 @@ HANDLER(mmx_store_64)
         x87_check_pending(cpu);
         mmu_write64(cpu, insn_linear(cpu, i, 8, true), mmx_get(cpu, i->reg[1]));
         mmx_enter(cpu);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(mmx_move)
@@ -66,7 +65,7 @@ HANDLER(mmx_to_gpr32)
         x87_check_pending(cpu);
         mmx_enter(cpu);
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = (uint32_t)mmx_get(cpu, i->reg[1]);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(mmx_to_gpr64)
@@ -74,7 +73,7 @@ HANDLER(mmx_to_gpr64)
         x87_check_pending(cpu);
         mmx_enter(cpu);
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = mmx_get(cpu, i->reg[1]);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(movdq2q)
@@ -91,7 +90,7 @@ HANDLER(movq2dq)
         mmx_enter(cpu);
         to->u64[0] = mmx_get(cpu, i->reg[1]);
         to->u64[1] = 0;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(mmx_pshufw)
@@ -131,7 +130,7 @@ HANDLER(mmx_pextrw)
         x87_check_pending(cpu);
         mmx_enter(cpu);
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = (uint16_t)(mmx_get(cpu, i->reg[1]) >> (i->imm & 3) * 16);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(mmx_pmovmskb)
@@ -144,7 +143,7 @@ HANDLER(mmx_pmovmskb)
         for (unsigned k = 0; k < 8; k++)
                 mask |= (value >> (k * 8 + 7) & 1) << k;
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = mask;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(emms)
@@ -152,7 +151,7 @@ HANDLER(emms)
         x87_check_pending(cpu);
         cpu->s.fpu.ftw = 0;
         cpu->s.fpu.fsw &= (uint16_t)~0x3800u;
-        return i + 1;
+        NEXT;
 }
 
 static enum { NONE, MM, XMM, GPR, MEMORY } class_of(const ZydisDecodedOperand *o)

@@ -7,7 +7,6 @@
  */
 #include "cpu/x86/simd.h"
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 #define D simd_reg(cpu, i->reg[0])
 #define S simd_reg(cpu, i->reg[1])
 #define T simd_reg(cpu, i->reg[2])
@@ -17,81 +16,81 @@
 HANDLER(move_sse)
 {
         memcpy(D, S, 16);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(move_vex)
 {
         simd_set_vex128(D, S);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(move_avx)
 {
         *D = *S;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_sse)
 {
         simd_read(cpu, insn_linear(cpu, i, 16, false), D, 16);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_vex)
 {
         simd_read(cpu, insn_linear(cpu, i, 16, false), D, 16);
         simd_zero_upper(D);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_avx)
 {
         simd_read(cpu, insn_linear(cpu, i, 32, false), D, 32);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_sse_aligned)
 {
         simd_read(cpu, simd_aligned(cpu, i, 16, false), D, 16);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_vex_aligned)
 {
         simd_read(cpu, simd_aligned(cpu, i, 16, false), D, 16);
         simd_zero_upper(D);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_avx_aligned)
 {
         simd_read(cpu, simd_aligned(cpu, i, 32, false), D, 32);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_128)
 {
         simd_write(cpu, insn_linear(cpu, i, 16, true), S, 16);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_256)
 {
         simd_write(cpu, insn_linear(cpu, i, 32, true), S, 32);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_128_aligned)
 {
         simd_write(cpu, simd_aligned(cpu, i, 16, true), S, 16);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_256_aligned)
 {
         simd_write(cpu, simd_aligned(cpu, i, 32, true), S, 32);
-        return i + 1;
+        NEXT;
 }
 
 static insn_fn bind_whole(const struct insn *i, const struct decoded *d, bool aligned)
@@ -118,7 +117,7 @@ HANDLER(load_32)
 
         D->u64[0] = value;
         D->u64[1] = 0;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_32_vex)
@@ -126,7 +125,7 @@ HANDLER(load_32_vex)
         uint32_t value = mmu_read32(cpu, insn_linear(cpu, i, 4, false));
 
         *D = (union x86_vector){ .u64 = { value } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_64)
@@ -135,7 +134,7 @@ HANDLER(load_64)
 
         D->u64[0] = value;
         D->u64[1] = 0;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_64_vex)
@@ -143,37 +142,37 @@ HANDLER(load_64_vex)
         uint64_t value = mmu_read64(cpu, insn_linear(cpu, i, 8, false));
 
         *D = (union x86_vector){ .u64 = { value } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_32)
 {
         mmu_write32(cpu, insn_linear(cpu, i, 4, true), S->u32[0]);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_64)
 {
         mmu_write64(cpu, insn_linear(cpu, i, 8, true), S->u64[0]);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(store_high)
 {
         mmu_write64(cpu, insn_linear(cpu, i, 8, true), S->u64[1]);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(merge_32)
 {
         D->u32[0] = S->u32[0];
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(merge_64)
 {
         D->u64[0] = S->u64[0];
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(merge_32_vex)
@@ -182,7 +181,7 @@ HANDLER(merge_32_vex)
 
         out.u32[0] = T->u32[0];
         simd_set_vex128(D, &out);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(merge_64_vex)
@@ -191,7 +190,7 @@ HANDLER(merge_64_vex)
 
         out.u64[0] = T->u64[0];
         simd_set_vex128(D, &out);
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(move_low)
@@ -200,13 +199,13 @@ HANDLER(move_low)
 
         D->u64[0] = value;
         D->u64[1] = 0;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(move_low_vex)
 {
         *D = (union x86_vector){ .u64 = { S->u64[0] } };
-        return i + 1;
+        NEXT;
 }
 
 static insn_fn bind_scalar(const struct insn *i, const struct decoded *d, bool is64)
@@ -225,13 +224,13 @@ static insn_fn bind_scalar(const struct insn *i, const struct decoded *d, bool i
 HANDLER(load_low)
 {
         D->u64[0] = mmu_read64(cpu, insn_linear(cpu, i, 8, false));
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_high)
 {
         D->u64[1] = mmu_read64(cpu, insn_linear(cpu, i, 8, false));
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_low_vex)
@@ -239,7 +238,7 @@ HANDLER(load_low_vex)
         uint64_t value = mmu_read64(cpu, insn_linear(cpu, i, 8, false));
 
         *D = (union x86_vector){ .u64 = { value, S->u64[1] } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(load_high_vex)
@@ -247,31 +246,31 @@ HANDLER(load_high_vex)
         uint64_t value = mmu_read64(cpu, insn_linear(cpu, i, 8, false));
 
         *D = (union x86_vector){ .u64 = { S->u64[0], value } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(high_to_low)
 {
         D->u64[0] = S->u64[1];
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(low_to_high)
 {
         D->u64[1] = S->u64[0];
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(high_to_low_vex)
 {
         *D = (union x86_vector){ .u64 = { T->u64[1], S->u64[1] } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(low_to_high_vex)
 {
         *D = (union x86_vector){ .u64 = { S->u64[0], T->u64[0] } };
-        return i + 1;
+        NEXT;
 }
 
 static insn_fn bind_half(const struct insn *i, const struct decoded *d, bool high)
@@ -289,38 +288,38 @@ HANDLER(from_gpr32)
 {
         D->u64[0] = *(uint32_t *)gpr_at(cpu, i->reg[1]);
         D->u64[1] = 0;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(from_gpr64)
 {
         D->u64[0] = *(uint64_t *)gpr_at(cpu, i->reg[1]);
         D->u64[1] = 0;
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(from_gpr32_vex)
 {
         *D = (union x86_vector){ .u64 = { *(uint32_t *)gpr_at(cpu, i->reg[1]) } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(from_gpr64_vex)
 {
         *D = (union x86_vector){ .u64 = { *(uint64_t *)gpr_at(cpu, i->reg[1]) } };
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(to_gpr32)
 {
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = S->u32[0];
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(to_gpr64)
 {
         *(uint64_t *)gpr_at(cpu, i->reg[0]) = S->u64[0];
-        return i + 1;
+        NEXT;
 }
 
 /* MOVD and MOVQ between vector registers, general registers and memory (MMX: simd-mmx.c). */
@@ -343,13 +342,13 @@ static insn_fn bind_movdq(const struct insn *i, const struct decoded *d, bool is
 HANDLER(movnti_32)
 {
         mmu_write32(cpu, insn_linear(cpu, i, 4, true), *(uint32_t *)gpr_at(cpu, i->reg[1]));
-        return i + 1;
+        NEXT;
 }
 
 HANDLER(movnti_64)
 {
         mmu_write64(cpu, insn_linear(cpu, i, 8, true), *(uint64_t *)gpr_at(cpu, i->reg[1]));
-        return i + 1;
+        NEXT;
 }
 
 static bool has_mmx(const struct decoded *d)

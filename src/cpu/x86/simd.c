@@ -58,7 +58,13 @@ static inline simd_kernel *kernel_of(const struct insn *i)
         union x86_vector buffer = { .u64 = { (uint8_t)i->imm } }; \
         const void *b = &buffer
 
-#define HANDLER(name, SOURCE, result)                                                  \
+/*
+ * Handlers whose locals are passed by address go back to the run loop instead of on to the next handler, which would make their
+ * frames pile up.
+ */
+#define LOOP return i + 1
+
+#define ROW_HANDLER(name, SOURCE, GO, result)                                          \
         static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)      \
         {                                                                              \
                 SOURCE;                                                                \
@@ -66,7 +72,7 @@ static inline simd_kernel *kernel_of(const struct insn *i)
                 const void *a = simd_reg(cpu, i->reg[1]);                              \
                                                                                        \
                 result;                                                                \
-                return i + 1;                                                          \
+                GO;                                                                    \
         }
 
 #define DIRECT kernel_of(i)(d, a, b, (unsigned)i->imm)
@@ -78,21 +84,21 @@ static inline simd_kernel *kernel_of(const struct insn *i)
         kernel_of(i)(&out, a, b, (unsigned)i->imm);                                    \
         simd_fp_end(cpu, i->imm2, &out, bytes)
 
-#define HANDLERS(where, SOURCE)                                                        \
-        HANDLER(sse_##where, SOURCE, DIRECT)                                           \
-        HANDLER(vex_##where, SOURCE, DIRECT; simd_zero_upper(d))                       \
-        HANDLER(avx_##where, SOURCE, DIRECT)                                           \
-        HANDLER(sse_fp_##where, SOURCE, CHECKED(16); simd_set128(d, &out))             \
-        HANDLER(vex_fp_##where, SOURCE, CHECKED(16); simd_set_vex128(d, &out))         \
-        HANDLER(avx_fp_##where, SOURCE, CHECKED(32); *d = out)
+#define HANDLERS(where, SOURCE, GO)                                                    \
+        ROW_HANDLER(sse_##where, SOURCE, GO, DIRECT)                                   \
+        ROW_HANDLER(vex_##where, SOURCE, GO, DIRECT; simd_zero_upper(d))               \
+        ROW_HANDLER(avx_##where, SOURCE, GO, DIRECT)                                   \
+        ROW_HANDLER(sse_fp_##where, SOURCE, LOOP, CHECKED(16); simd_set128(d, &out))   \
+        ROW_HANDLER(vex_fp_##where, SOURCE, LOOP, CHECKED(16); simd_set_vex128(d, &out)) \
+        ROW_HANDLER(avx_fp_##where, SOURCE, LOOP, CHECKED(32); *d = out)
 
-HANDLERS(reg, SOURCE_REG)
-HANDLERS(mem, SOURCE_MEM)
-HANDLER(sse_aligned, SOURCE_ALIGNED, DIRECT)
-HANDLER(sse_fp_aligned, SOURCE_ALIGNED, CHECKED(16); simd_set128(d, &out))
-HANDLER(sse_imm, SOURCE_IMM, DIRECT)
-HANDLER(vex_imm, SOURCE_IMM, DIRECT; simd_zero_upper(d))
-HANDLER(avx_imm, SOURCE_IMM, DIRECT)
+HANDLERS(reg, SOURCE_REG, NEXT)
+HANDLERS(mem, SOURCE_MEM, LOOP)
+ROW_HANDLER(sse_aligned, SOURCE_ALIGNED, LOOP, DIRECT)
+ROW_HANDLER(sse_fp_aligned, SOURCE_ALIGNED, LOOP, CHECKED(16); simd_set128(d, &out))
+ROW_HANDLER(sse_imm, SOURCE_IMM, LOOP, DIRECT)
+ROW_HANDLER(vex_imm, SOURCE_IMM, LOOP, DIRECT; simd_zero_upper(d))
+ROW_HANDLER(avx_imm, SOURCE_IMM, LOOP, DIRECT)
 
 static const struct insn *mmx_run(struct x86_cpu *cpu, const struct insn *i, uint64_t b)
 {

@@ -11,7 +11,7 @@
  */
 #pragma once
 
-#include "cpu/x86/cpu.h"
+#include "cpu/x86/exec.h"
 
 typedef void simd_kernel(void *d, const void *a, const void *b, unsigned imm);
 

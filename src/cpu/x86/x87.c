@@ -54,7 +54,6 @@ __asm__(".text\n\t.balign 16\n\t.type x87_execute, @function\nx87_execute:\n\ten
         "endbr64\n\t.byte \\e, \\l * 8 + 6\n\tret\n\t.balign 8\n\t"
         ".endr\n\t.endr\n\t");
 
-#define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
 #define FPU (&cpu->s.fpu)
 
 void fpu_init_x87(struct x86_fpu *fpu)

@@ -14,6 +14,20 @@ typedef uint16_t __attribute__((aligned(1))) loose16_t;
 typedef uint32_t __attribute__((aligned(1))) loose32_t;
 typedef uint64_t __attribute__((aligned(1))) loose64_t;
 
+/* At any alignment: clang makes library calls with locks of their own of the builtins when a type's alignment is small. */
+#define EXCHANGE_IF(bits)                                                                                                  \
+        static _always_inline_ bool exchange_if##bits(loose##bits##_t *at, uint##bits##_t *old, uint##bits##_t new)        \
+        {                                                                                                                  \
+                bool same;                                                                                                 \
+                                                                                                                           \
+                __asm__ volatile("lock cmpxchg %[new], %[at]"                                                              \
+                                 : "=@ccz"(same), [at] "+m"(*at), "+a"(*old)                                               \
+                                 : [new] "q"(new)                                                                          \
+                                 : "memory");                                                                              \
+                return same;                                                                                               \
+        }
+FOR_EACH_WIDTH(EXCHANGE_IF)
+
 enum locked {
         LOCKED_ADD, LOCKED_OR, LOCKED_ADC, LOCKED_SBB, LOCKED_AND, LOCKED_SUB, LOCKED_XOR, LOCKED_INC, LOCKED_DEC, LOCKED_NEG, LOCKED_NOT,
         LOCKED_XCHG, LOCKED_XADD, LOCKED_BTS, LOCKED_BTR, LOCKED_BTC, LOCKED_OPS,
@@ -71,10 +85,10 @@ enum locked {
                 uint##bits##_t a, r;                                                                                      \
                                                                                                                           \
                 if (likely(at)) {                                                                                         \
-                        a = __atomic_load_n(at, __ATOMIC_RELAXED);                                                        \
+                        a = *(const volatile loose##bits##_t *)at;                                                        \
                         do                                                                                                \
                                 r = locked_value##bits(op, a, b, cf);                                                     \
-                        while (!__atomic_compare_exchange_n(at, &a, r, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));       \
+                        while (!exchange_if##bits(at, &a, r));                                                            \
                 } else {                                                                                                  \
                         complex_exclusive_begin(cpu);                                                                     \
                         a = mmu_read##bits(cpu, linear);                                                                  \
@@ -174,7 +188,7 @@ FOR_EACH_WIDTH(EXCHANGE)
                 uint##bits##_t expected = reg_get##bits(cpu, RAX_AT), new = reg_get##bits(cpu, i->reg[1]), old = expected; \
                                                                                                                            \
                 if (likely(at)) {                                                                                          \
-                        __atomic_compare_exchange_n(at, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);             \
+                        exchange_if##bits(at, &old, new);         \
                 } else {                                                                                                   \
                         complex_exclusive_begin(cpu);                                                                      \
                         old = mmu_read##bits(cpu, linear);                                                                 \
@@ -196,7 +210,7 @@ HANDLER(cmpxchg8b)
         uint64_t new = (uint64_t)reg_get32(cpu, RCX_AT) << 32 | reg_get32(cpu, X86_RBX * 8);
 
         if (likely(at)) {
-                __atomic_compare_exchange_n(at, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+                exchange_if64(at, &old, new);
         } else {
                 complex_exclusive_begin(cpu);
                 old = mmu_read64(cpu, linear);

@@ -284,7 +284,8 @@ static struct x86_block *find_and_remember(struct x86_cpu *cpu, uint64_t rip)
 {
         struct x86_block *block = block_find(cpu, rip);
 
-        if (!block->crosses)
+        /* Under single step every instruction goes back to the run loop, so a branch must not find its target. */
+        if (!block->crosses && !(cpu->mode_key & MODE_STEP))
                 *block_jump_at(cpu->blocks, rip) = (struct block_jump){ .rip = rip, .block = block };
         return block;
 }

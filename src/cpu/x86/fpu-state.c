@@ -278,7 +278,13 @@ static void xsave_components(struct x86_cpu *cpu, const struct insn *i, uint64_t
         uint8_t area[FPU_XSAVE_AVX], upper[256];
         unsigned count = registers(cpu);
 
-        mmu_probe_write(cpu, linear, what & FPU_XCR0_AVX ? FPU_XSAVE_BYTES : FPU_XSAVE_AVX);
+        /* All that will be written, and no more, before the first of it. */
+        if (what & FPU_XCR0_X87 || mxcsr)
+                mmu_probe_write(cpu, linear, FX_XMM);
+        if (what & FPU_XCR0_SSE)
+                mmu_probe_write(cpu, linear + FX_XMM, count * 16);
+        if (what & FPU_XCR0_AVX)
+                mmu_probe_write(cpu, linear + FPU_XSAVE_AVX, count * 16);
         if (what & FPU_XCR0_X87) {
                 put_x87(FPU, area, i->imm2);
                 mmu_write_bytes(cpu, linear, area, FX_MXCSR);
@@ -327,6 +333,7 @@ HANDLER(xsavec)
                 used |= FPU_XCR0_SSE;
         header[0] = used;
         header[1] = rfbm | UINT64_C(1) << 63;
+        mmu_probe_write(cpu, linear + FPU_XSAVE_HEADER, sizeof(header));
         xsave_components(cpu, i, linear, used, used & FPU_XCR0_SSE);
         mmu_write_bytes(cpu, linear + FPU_XSAVE_HEADER, header, sizeof(header));
         return i + 1;

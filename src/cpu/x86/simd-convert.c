@@ -55,7 +55,7 @@ HANDLER(cvtps2ph)
 
         simd_fp_begin(cpu);
         (wide ? avx_cvtps2ph : vex_cvtps2ph)(&out, NULL, simd_reg(cpu, i->reg[1]), (unsigned)i->imm);
-        simd_fp_end(cpu, SIMD_FP, NULL, 0);
+        simd_fp_end(cpu, SIMD_F16, &out, wide ? 16 : 8);
         if (i->memory_operand == 0)
                 simd_write(cpu, insn_linear(cpu, i, wide ? 16 : 8, true), &out, wide ? 16 : 8);
         else

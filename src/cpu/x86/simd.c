@@ -11,6 +11,35 @@
 #include "cpu/x86/cpuid.h"
 #include "cpu/x86/simd.h"
 
+/* Whether one of n elements is a denormal; a format's masks are those of its exponent and fraction. */
+static bool any_denormal(const uint8_t *out, unsigned n, unsigned bytes, uint64_t exponent, uint64_t fraction)
+{
+        for (unsigned k = 0; k < n; k++) {
+                uint64_t value = 0;
+
+                memcpy(&value, out + k * bytes, bytes);
+                if (!(value & exponent) && value & fraction)
+                        return true;
+        }
+        return false;
+}
+
+static bool tiny(enum simd_fp fp, const void *out, unsigned bytes)
+{
+        switch (fp) {
+        case SIMD_F16:
+                return any_denormal(out, bytes / 2, 2, 0x7c00, 0x3ff);
+        case SIMD_F32:
+        case SIMD_SCALAR_F32:
+                return any_denormal(out, fp == SIMD_F32 ? bytes / 4 : 1, 4, 0x7f800000, 0x7fffff);
+        case SIMD_F64:
+        case SIMD_SCALAR_F64:
+                return any_denormal(out, fp == SIMD_F64 ? bytes / 8 : 1, 8, UINT64_C(0x7ff) << 52, (UINT64_C(1) << 52) - 1);
+        default:
+                return false;
+        }
+}
+
 void simd_fp_flags(struct x86_cpu *cpu, uint32_t host, enum simd_fp fp, const void *out, unsigned bytes)
 {
         uint32_t guest = cpu->s.fpu.mxcsr, unmasked = ~(guest >> 7) & MXCSR_FLAGS, flags = host & MXCSR_FLAGS;
@@ -19,18 +48,8 @@ void simd_fp_flags(struct x86_cpu *cpu, uint32_t host, enum simd_fp fp, const vo
                 __builtin_ia32_ldmxcsr(MXCSR_DEFAULT | (guest & MXCSR_FLAGS));
         if (unlikely(unmasked)) {
                 /* Unmasked underflow is raised for exact tiny results too (SDM vol. 1 §4.9.1.5), which masked is silent. */
-                if (unmasked & MXCSR_UE & ~flags) {
-                        const union x86_vector *v = out;
-                        bool f32 = fp == SIMD_F32 || fp == SIMD_SCALAR_F32, f64 = fp == SIMD_F64 || fp == SIMD_SCALAR_F64;
-                        unsigned n = fp == SIMD_SCALAR_F32 || fp == SIMD_SCALAR_F64 ? 1 : bytes / (f32 ? 4 : 8);
-
-                        for (unsigned k = 0; k < n; k++) {
-                                if (f32 && !(v->u32[k] & 0x7f800000) && v->u32[k] & 0x7fffff)
-                                        flags |= MXCSR_UE;
-                                if (f64 && !(v->u64[k] & 0x7ff0000000000000) && v->u64[k] & 0xfffffffffffff)
-                                        flags |= MXCSR_UE;
-                        }
-                }
+                if (unmasked & MXCSR_UE && tiny(fp, out, bytes))
+                        flags |= MXCSR_UE;
                 /* Invalid, denormal and divide-by-zero are found before anything is computed (§11.5.2). */
                 if (flags & unmasked & 7)
                         flags &= 7;

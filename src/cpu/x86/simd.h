@@ -16,7 +16,7 @@
 typedef void simd_kernel(void *d, const void *a, const void *b, unsigned imm);
 
 /* How a row treats MXCSR, and what its results are (an exact denormal matters when underflow is unmasked). */
-enum simd_fp { SIMD_INT, SIMD_FP, SIMD_F32, SIMD_F64, SIMD_SCALAR_F32, SIMD_SCALAR_F64 };
+enum simd_fp { SIMD_INT, SIMD_FP, SIMD_F16, SIMD_F32, SIMD_F64, SIMD_SCALAR_F32, SIMD_SCALAR_F64 };
 
 struct simd_row {
         simd_kernel *sse; /* legacy, and VEX.128 where vex is NULL */

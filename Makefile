@@ -29,7 +29,7 @@ run-debian: deps-run-debian virta ## boot Debian with systemd to a login prompt
 test: deps-test all ## everything that is proved on each change
 	@scripts/test quick
 
-test-long: deps-test all ## what takes longer: ten million instruction cases, thirty boots
+test-long: deps-test-long all ## what takes longer: ten million instruction cases, thirty boots
 	@scripts/test long
 
 bench: deps-bench all ## the table of docs/bench.md

@@ -66,7 +66,8 @@ int main(int argc, char **argv)
                 fprintf(stderr, "bench-cpu: %s\n", err.text);
                 return 1;
         }
-        if (guest_memory_write(bare_memory(bare), GUEST_CODE, __start_guest_code, (size_t)(__stop_guest_code - __start_guest_code)) < 0 ||
+        if (guest_memory_write(bare_memory(bare), GUEST_CODE, __start_guest_code,
+                               (size_t)(__stop_guest_code - __start_guest_code)) < 0 ||
             guest_memory_write(bare_memory(bare), GUEST_END, &halt, 1) < 0)
                 return 1;
         for (size_t n = 0; n < ARRAY_SIZE(programs); n++) {

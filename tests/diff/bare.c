@@ -3,7 +3,8 @@
  *
  * Physical memory is 272 MiB from 0 (sparse). Its first MiB holds the tables:
  *      0x1000 PML4, 0x2000 PDPT, 0x3000 PD: identity, 2 MiB pages for the supervisor; 0x4000 a page table for the 2 MiB at
- *      DIFF_BASE, of which only code, data and stack are present, for all; 0x5000 GDT, 0x6000 IDT, 0x7000 TSS, 0x8000 handlers (HLT each), 0xa000 their stack's end
+ *      DIFF_BASE, of which only code, data and stack are present, for all; 0x5000 GDT, 0x6000 IDT, 0x7000 TSS, 0x8000 handlers
+ * (HLT each), 0xa000 their stack's end
  */
 #include "tests/diff/diff.h"
 

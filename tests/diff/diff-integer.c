@@ -50,11 +50,26 @@ enum form_flag {
         { ZYDIS_MNEMONIC_##m##D, "", W64, STRING, 0 }, { ZYDIS_MNEMONIC_##m##Q, "", W64, STRING, 0 }
 
 static const struct form forms[] = {
-        ALU(ADD), ALU(OR), ALU(ADC), ALU(SBB), ALU(AND), ALU(SUB), ALU(XOR),
+        ALU(ADD),
+        ALU(OR),
+        ALU(ADC),
+        ALU(SBB),
+        ALU(AND),
+        ALU(SUB),
+        ALU(XOR),
         { ZYDIS_MNEMONIC_CMP, "rr ri rm mr mi", WIDTHS, 0, 0 },
         { ZYDIS_MNEMONIC_TEST, "rr ri mr mi", WIDTHS, 0, 0 },
-        UNARY(INC), UNARY(DEC), UNARY(NEG), UNARY(NOT),
-        SHIFT(ROL), SHIFT(ROR), SHIFT(RCL), SHIFT(RCR), SHIFT(SHL), SHIFT(SHR), SHIFT(SAR),
+        UNARY(INC),
+        UNARY(DEC),
+        UNARY(NEG),
+        UNARY(NOT),
+        SHIFT(ROL),
+        SHIFT(ROR),
+        SHIFT(RCL),
+        SHIFT(RCR),
+        SHIFT(SHL),
+        SHIFT(SHR),
+        SHIFT(SAR),
         { ZYDIS_MNEMONIC_SHLD, "rrb rrc mrb mrc", WORDS, 0, 0 },
         { ZYDIS_MNEMONIC_SHRD, "rrb rrc mrb mrc", WORDS, 0, 0 },
         { ZYDIS_MNEMONIC_MUL, "r m", WIDTHS, 0, 0 },
@@ -76,7 +91,9 @@ static const struct form forms[] = {
         { ZYDIS_MNEMONIC_CMPXCHG, "rr mr", WIDTHS, LOCKABLE, 0 },
         { ZYDIS_MNEMONIC_CMPXCHG8B, "m", W64, LOCKABLE, 0 },
         { ZYDIS_MNEMONIC_CMPXCHG16B, "X", W64, LOCKABLE, X86_F_CX16 },
-        BIT(BTS), BIT(BTR), BIT(BTC),
+        BIT(BTS),
+        BIT(BTR),
+        BIT(BTC),
         { ZYDIS_MNEMONIC_BT, "rr rb mr mb", WORDS, BIT_OFFSET, 0 },
         { ZYDIS_MNEMONIC_BSF, "rr rm", WORDS, 0, 0 },
         { ZYDIS_MNEMONIC_BSR, "rr rm", WORDS, 0, 0 },
@@ -86,7 +103,22 @@ static const struct form forms[] = {
         { ZYDIS_MNEMONIC_CRC32, "rR1 rM1", WIDE, 0, X86_F_SSE42 },
         { ZYDIS_MNEMONIC_CRC32, "rR2 rM2 rR4 rM4", W32, 0, X86_F_SSE42 },
         { ZYDIS_MNEMONIC_CRC32, "rr rm", W64, 0, X86_F_SSE42 },
-        CC(O), CC(NO), CC(B), CC(NB), CC(Z), CC(NZ), CC(BE), CC(NBE), CC(S), CC(NS), CC(P), CC(NP), CC(L), CC(NL), CC(LE), CC(NLE),
+        CC(O),
+        CC(NO),
+        CC(B),
+        CC(NB),
+        CC(Z),
+        CC(NZ),
+        CC(BE),
+        CC(NBE),
+        CC(S),
+        CC(NS),
+        CC(P),
+        CC(NP),
+        CC(L),
+        CC(NL),
+        CC(LE),
+        CC(NLE),
         { ZYDIS_MNEMONIC_ANDN, "rrr rrm", WIDE, 0, X86_F_BMI1 },
         { ZYDIS_MNEMONIC_BEXTR, "rrr rmr", WIDE, 0, X86_F_BMI1 },
         { ZYDIS_MNEMONIC_BLSI, "rr rm", WIDE, 0, X86_F_BMI1 },
@@ -102,17 +134,36 @@ static const struct form forms[] = {
         { ZYDIS_MNEMONIC_SHRX, "rrr rmr", WIDE, 0, X86_F_BMI2 },
         { ZYDIS_MNEMONIC_ADCX, "rr rm", WIDE, 0, X86_F_ADX },
         { ZYDIS_MNEMONIC_ADOX, "rr rm", WIDE, 0, X86_F_ADX },
-        NONE(CBW), NONE(CWDE), NONE(CDQE), NONE(CWD), NONE(CDQ), NONE(CQO), NONE(CLC), NONE(STC), NONE(CMC), NONE(CLD), NONE(STD),
+        NONE(CBW),
+        NONE(CWDE),
+        NONE(CDQE),
+        NONE(CWD),
+        NONE(CDQ),
+        NONE(CQO),
+        NONE(CLC),
+        NONE(STC),
+        NONE(CMC),
+        NONE(CLD),
+        NONE(STD),
         { ZYDIS_MNEMONIC_LAHF, "", W64, 0, X86_F_LAHF },
         { ZYDIS_MNEMONIC_SAHF, "", W64, 0, X86_F_LAHF },
-        NONE(NOP), NONE(PAUSE), NONE(MFENCE), NONE(LFENCE), NONE(SFENCE),
+        NONE(NOP),
+        NONE(PAUSE),
+        NONE(MFENCE),
+        NONE(LFENCE),
+        NONE(SFENCE),
         { ZYDIS_MNEMONIC_PUSH, "r m", W16 | W64, 0, 0 },
         { ZYDIS_MNEMONIC_PUSH, "i", W32, 0, 0 },
         { ZYDIS_MNEMONIC_POP, "r m", W16 | W64, 0, 0 },
-        NONE(PUSHF), NONE(PUSHFQ),
+        NONE(PUSHF),
+        NONE(PUSHFQ),
         { ZYDIS_MNEMONIC_ENTER, "bb", W64, FRAME, 0 },
         { ZYDIS_MNEMONIC_LEAVE, "", W64, FRAME, 0 },
-        STR(MOVS), STR(STOS), STR(LODS), STR(SCAS), STR(CMPS),
+        STR(MOVS),
+        STR(STOS),
+        STR(LODS),
+        STR(SCAS),
+        STR(CMPS),
 };
 
 /* ---- random numbers: xorshift*, so that a seed names a run ---- */
@@ -196,7 +247,9 @@ static ZydisEncoderOperand any_memory(uint64_t *seed, struct built *b, unsigned 
         uint64_t address = any_address(seed);
         unsigned base = (unsigned)below(seed, 16), index = (unsigned)below(seed, 16);
         bool has_index = below(seed, 3) == 0 && index != X86_RSP && index != base;
-        int64_t displacement = below(seed, 2) ? (int64_t)(int8_t)random64(seed) : below(seed, 2) ? 0 : (int64_t)(int32_t)random64(seed);
+        int64_t displacement = below(seed, 2)   ? (int64_t)(int8_t)random64(seed)
+                               : below(seed, 2) ? 0
+                                                : (int64_t)(int32_t)random64(seed);
 
         while (base == X86_RSP)
                 base = (unsigned)below(seed, 16);
@@ -265,7 +318,8 @@ static void adapt_state(uint64_t *seed, const struct form *form, unsigned width,
 }
 
 /* Fails when there is no such encoding (AH with REX, say). */
-static bool build(uint64_t *seed, const struct form *form, const char *letters, size_t letter_count, unsigned width, struct built *b)
+static bool build(uint64_t *seed, const struct form *form, const char *letters, size_t letter_count, unsigned width,
+                  struct built *b)
 {
         ZydisEncoderRequest request = { .machine_mode = ZYDIS_MACHINE_MODE_LONG_64, .mnemonic = form->mnemonic };
         const char *end = letters + letter_count;
@@ -284,7 +338,9 @@ static bool build(uint64_t *seed, const struct form *form, const char *letters, 
                 bool compares = form->mnemonic >= ZYDIS_MNEMONIC_CMPSB && form->mnemonic <= ZYDIS_MNEMONIC_CMPSW;
 
                 compares |= form->mnemonic >= ZYDIS_MNEMONIC_SCASB && form->mnemonic <= ZYDIS_MNEMONIC_SCASW;
-                request.prefixes |= !compares ? ZYDIS_ATTRIB_HAS_REP : below(seed, 2) ? ZYDIS_ATTRIB_HAS_REPE : ZYDIS_ATTRIB_HAS_REPNE;
+                request.prefixes |= !compares        ? ZYDIS_ATTRIB_HAS_REP
+                                    : below(seed, 2) ? ZYDIS_ATTRIB_HAS_REPE
+                                                     : ZYDIS_ATTRIB_HAS_REPNE;
         }
         b->size = sizeof(b->code) - 1;
         if (ZYAN_FAILED(ZydisEncoderEncodeInstruction(&request, b->code, &b->size)))
@@ -305,28 +361,37 @@ static bool build(uint64_t *seed, const struct form *form, const char *letters, 
 
 static const char *first_difference(const struct diff_run *a, const struct diff_run *b, char text[128])
 {
-        static const char *const names[] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
+        static const char *const names[] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                             "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15" };
         const uint64_t flags = X86_FLAGS_STATUS | X86_FLAG_DF;
 
         if (a->vector != b->vector)
                 return snprintf(text, 128, "vector %d, ours %d", a->vector, b->vector), text;
         /* Outside our pages it is no matter whether one is present that may not be accessed. */
-        if (a->vector == X86_PF && ((a->error_code ^ b->error_code) & (a->cr2 - DIFF_BASE < 0x9000 ? ~0u : ~1u) || a->cr2 != b->cr2))
-                return snprintf(text, 128, "#PF 0x%x at 0x%" PRIx64 ", ours 0x%x at 0x%" PRIx64, a->error_code, a->cr2, b->error_code, b->cr2), text;
+        if (a->vector == X86_PF &&
+            ((a->error_code ^ b->error_code) & (a->cr2 - DIFF_BASE < 0x9000 ? ~0u : ~1u) || a->cr2 != b->cr2))
+                return snprintf(text, 128, "#PF 0x%x at 0x%" PRIx64 ", ours 0x%x at 0x%" PRIx64, a->error_code, a->cr2,
+                                b->error_code, b->cr2),
+                       text;
         for (unsigned n = 0; n < 16; n++)
                 if (a->state.gpr[n] != b->state.gpr[n])
-                        return snprintf(text, 128, "%s 0x%" PRIx64 ", ours 0x%" PRIx64, names[n], a->state.gpr[n], b->state.gpr[n]), text;
+                        return snprintf(text, 128, "%s 0x%" PRIx64 ", ours 0x%" PRIx64, names[n], a->state.gpr[n],
+                                        b->state.gpr[n]),
+                               text;
         if (a->rip != b->rip)
                 return snprintf(text, 128, "rip +%" PRIu64 ", ours +%" PRIu64, a->rip, b->rip), text;
         if ((a->state.rflags ^ b->state.rflags) & flags)
-                return snprintf(text, 128, "flags 0x%" PRIx64 ", ours 0x%" PRIx64 " (differ 0x%" PRIx64 ")", a->state.rflags & flags,
-                                b->state.rflags & flags, (a->state.rflags ^ b->state.rflags) & flags), text;
+                return snprintf(text, 128, "flags 0x%" PRIx64 ", ours 0x%" PRIx64 " (differ 0x%" PRIx64 ")",
+                                a->state.rflags & flags, b->state.rflags & flags, (a->state.rflags ^ b->state.rflags) & flags),
+                       text;
         for (unsigned n = 0; n < DIFF_DATA_BYTES; n++)
                 if (a->memory.data[n] != b->memory.data[n])
-                        return snprintf(text, 128, "data+0x%x 0x%02x, ours 0x%02x", n, a->memory.data[n], b->memory.data[n]), text;
+                        return snprintf(text, 128, "data+0x%x 0x%02x, ours 0x%02x", n, a->memory.data[n], b->memory.data[n]),
+                               text;
         for (unsigned n = 0; n < DIFF_STACK_BYTES; n++)
                 if (a->memory.stack[n] != b->memory.stack[n])
-                        return snprintf(text, 128, "stack+0x%x 0x%02x, ours 0x%02x", n, a->memory.stack[n], b->memory.stack[n]), text;
+                        return snprintf(text, 128, "stack+0x%x 0x%02x, ours 0x%02x", n, a->memory.stack[n], b->memory.stack[n]),
+                               text;
         return NULL;
 }
 
@@ -338,8 +403,9 @@ static void print_case(const struct built *b, const char *what)
                 printf("%-40s", text.text);
         for (size_t n = 0; n < b->size; n++)
                 printf(" %02x", b->code[n]);
-        printf("\n  %s\n  in: rax %" PRIx64 " rcx %" PRIx64 " rdx %" PRIx64 " rbx %" PRIx64 " rsi %" PRIx64 " rdi %" PRIx64 " flags %" PRIx64 "\n", what,
-               b->run.state.gpr[X86_RAX], b->run.state.gpr[X86_RCX], b->run.state.gpr[X86_RDX], b->run.state.gpr[X86_RBX],
+        printf("\n  %s\n  in: rax %" PRIx64 " rcx %" PRIx64 " rdx %" PRIx64 " rbx %" PRIx64 " rsi %" PRIx64 " rdi %" PRIx64
+               " flags %" PRIx64 "\n",
+               what, b->run.state.gpr[X86_RAX], b->run.state.gpr[X86_RCX], b->run.state.gpr[X86_RDX], b->run.state.gpr[X86_RBX],
                b->run.state.gpr[X86_RSI], b->run.state.gpr[X86_RDI], b->run.state.rflags);
 }
 

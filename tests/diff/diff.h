@@ -1,9 +1,9 @@
 /*
  * One instruction (or a few) run twice from the same state: on the host's processor and on the software one.
  *
- * Both run at privilege level 3 in 64-bit mode at the same addresses: code, data and stack lie at fixed places below 2 GiB in this
- * process, and the guest's memory maps them at the same linear addresses. So an operand's address is the same number in both.
- * What ends a run is the end of the code or an exception; the state then, the exception and what memory holds are compared.
+ * Both run at privilege level 3 in 64-bit mode at the same addresses: code, data and stack lie at fixed places below 2 GiB in
+ * this process, and the guest's memory maps them at the same linear addresses. So an operand's address is the same number in
+ * both. What ends a run is the end of the code or an exception; the state then, the exception and what memory holds are compared.
  *
  * Limits: no branches out of the code, no system instructions, no TF. RSP must point into the stack area for those that push.
  */

@@ -110,7 +110,8 @@ static void on_signal(int number, siginfo_t *info, void *context)
 
 static int map_at(uint64_t address, size_t size_bytes, int protection, struct err *err)
 {
-        void *at = mmap((void *)(uintptr_t)address, size_bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        void *at = mmap((void *)(uintptr_t)address, size_bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+                        0);
 
         if (at == MAP_FAILED)
                 return err_errno(err, -errno, "cannot map 0x%llx", (unsigned long long)address);

@@ -134,7 +134,8 @@ static void decode_crossing(struct x86_cpu *cpu, struct x86_block *block, uint64
                 abort(); /* it has INSN_LENGTH_MAX bytes */
 }
 
-static void decode_straight(struct x86_cpu *cpu, struct x86_block *block, uint64_t rip, uint8_t *bytes, size_t size, unsigned most)
+static void decode_straight(struct x86_cpu *cpu, struct x86_block *block, uint64_t rip, uint8_t *bytes, size_t size,
+                            unsigned most)
 {
         unsigned n = 0, at = 0;
 

@@ -1,9 +1,9 @@
 /*
  * The decoder: Zydis does the bytes, this file turns its answer into a struct insn and asks the binders.
  *
- * Zydis is told to decode as a processor with our CPUID would: where an extension reuses an encoding that older processors take as
- * a NOP (CET, MPX, CLDEMOTE) or as another instruction (LZCNT is BSR, TZCNT is BSF), its mode follows the model. Everything else
- * that the model does not have is told from its instruction set and becomes #UD.
+ * Zydis is told to decode as a processor with our CPUID would: where an extension reuses an encoding that older processors take
+ * as a NOP (CET, MPX, CLDEMOTE) or as another instruction (LZCNT is BSR, TZCNT is BSF), its mode follows the model. Everything
+ * else that the model does not have is told from its instruction set and becomes #UD.
  *
  * Faults of decoding: more than 15 bytes are #GP(0), everything else that is no instruction (also LOCK where it is not allowed,
  * SDM vol. 2 "LOCK") is #UD. They are raised when the instruction is executed, not when it is decoded: the instructions before
@@ -322,7 +322,9 @@ int decode_insn(struct x86_cpu *cpu, const uint8_t *bytes, size_t size_bytes, un
         if (ZYAN_FAILED(status)) {
                 if (status == ZYDIS_STATUS_NO_MORE_DATA && size_bytes < INSN_LENGTH_MAX)
                         return -EAGAIN;
-                insn_clear(insn, status == ZYDIS_STATUS_NO_MORE_DATA || status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? raise_gp : raise_ud,
+                insn_clear(insn,
+                           status == ZYDIS_STATUS_NO_MORE_DATA || status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? raise_gp
+                                                                                                              : raise_ud,
                            start);
                 /* All bytes that were looked at belong to it: when one of them changes it may be an instruction. */
                 insn->end = (uint16_t)(start + size_bytes);

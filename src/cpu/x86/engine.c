@@ -3,8 +3,8 @@
  *
  * Between two blocks the processor is at an instruction boundary with s.rip valid; only there requests, interrupts and single
  * step are looked at, in the order of SDM vol. 3A table 6-2 as far as it can be observed. Within a block each handler calls the
- * next one's (insn.h, exec.h) and returns at the block's end; a chain of blocks is left when a request is up that could be acted on
- * (cpu->request_mask), so an interrupt waits for one block at most.
+ * next one's (insn.h, exec.h) and returns at the block's end; a chain of blocks is left when a request is up that could be acted
+ * on (cpu->request_mask), so an interrupt waits for one block at most.
  *
  *      boundary() ──▶ block_enter() ──▶ handlers … ──▶ next block … ──▶ NULL: rip is set ──▶ boundary()
  *          ▲                                  │ x86_raise() unwinds

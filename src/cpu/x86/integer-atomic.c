@@ -29,8 +29,23 @@ typedef uint64_t __attribute__((aligned(1))) loose64_t;
 FOR_EACH_WIDTH(EXCHANGE_IF)
 
 enum locked {
-        LOCKED_ADD, LOCKED_OR, LOCKED_ADC, LOCKED_SBB, LOCKED_AND, LOCKED_SUB, LOCKED_XOR, LOCKED_INC, LOCKED_DEC, LOCKED_NEG, LOCKED_NOT,
-        LOCKED_XCHG, LOCKED_XADD, LOCKED_BTS, LOCKED_BTR, LOCKED_BTC, LOCKED_OPS,
+        LOCKED_ADD,
+        LOCKED_OR,
+        LOCKED_ADC,
+        LOCKED_SBB,
+        LOCKED_AND,
+        LOCKED_SUB,
+        LOCKED_XOR,
+        LOCKED_INC,
+        LOCKED_DEC,
+        LOCKED_NEG,
+        LOCKED_NOT,
+        LOCKED_XCHG,
+        LOCKED_XADD,
+        LOCKED_BTS,
+        LOCKED_BTR,
+        LOCKED_BTC,
+        LOCKED_OPS,
 };
 
 /* The new value of a with operand b. cf is as before the instruction. */

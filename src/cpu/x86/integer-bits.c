@@ -1,8 +1,8 @@
 /*
  * Bits: BT, BTS, BTR, BTC, BSF, BSR, TZCNT, LZCNT, POPCNT, CRC32. With LOCK see integer-atomic.c.
  *
- * Undefined flags as on the hardware: BT and its like change only CF; BSF and BSR clear the others but for PF, which is that of the
- * result, and with a source of 0 they leave the whole destination register alone.
+ * Undefined flags as on the hardware: BT and its like change only CF; BSF and BSR clear the others but for PF, which is that of
+ * the result, and with a source of 0 they leave the whole destination register alone.
  */
 #include "cpu/x86/integer.h"
 

@@ -1,9 +1,9 @@
 /*
- * What is left: flag instructions (CLC … STD, LAHF, SAHF, SALC), decimal arithmetic (AAA, AAD, AAM, AAS, DAA, DAS), BOUND, fences and
- * the instructions that do nothing (NOP, PAUSE, the prefetches).
+ * What is left: flag instructions (CLC … STD, LAHF, SAHF, SALC), decimal arithmetic (AAA, AAD, AAM, AAS, DAA, DAS), BOUND, fences
+ * and the instructions that do nothing (NOP, PAUSE, the prefetches).
  *
- * Decimal arithmetic follows the algorithms of SDM vol. 2; flags it leaves undefined are as on the hardware where the differential
- * test can run it natively (32-bit code), else 0.
+ * Decimal arithmetic follows the algorithms of SDM vol. 2; flags it leaves undefined are as on the hardware where the
+ * differential test can run it natively (32-bit code), else 0.
  */
 #include "cpu/x86/integer.h"
 

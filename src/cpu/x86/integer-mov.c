@@ -37,8 +37,9 @@ FOR_EACH_WIDTH(MOV)
 
 enum mov_form { RR, RI, RM, MR = RM + ADDRESS_FORMS, MI = MR + ADDRESS_FORMS, MOV_FORMS = MI + ADDRESS_FORMS };
 
-#define MOV_ROW_FORM(form, bits)                                                                                     \
-        [RM + FORM_##form] = mov##bits##_rm_##form, [MR + FORM_##form] = mov##bits##_mr_##form, [MI + FORM_##form] = mov##bits##_mi_##form,
+#define MOV_ROW_FORM(form, bits)                                                                \
+        [RM + FORM_##form] = mov##bits##_rm_##form, [MR + FORM_##form] = mov##bits##_mr_##form, \
+              [MI + FORM_##form] = mov##bits##_mi_##form,
 #define MOV_ROW(bits) { [RR] = mov##bits##_rr, [RI] = mov##bits##_ri, FOR_EACH_FORM(MOV_ROW_FORM, bits) },
 static const insn_fn mov_table[4][MOV_FORMS] = { FOR_EACH_WIDTH(MOV_ROW) };
 

@@ -89,7 +89,10 @@ HANDLER(push_m)
 {
         uint64_t linear = insn_linear(cpu, i, i->opsize, false);
 
-        exec_push(cpu, i->opsize == 2 ? mmu_read16(cpu, linear) : i->opsize == 4 ? mmu_read32(cpu, linear) : mmu_read64(cpu, linear),
+        exec_push(cpu,
+                  i->opsize == 2   ? mmu_read16(cpu, linear)
+                  : i->opsize == 4 ? mmu_read32(cpu, linear)
+                                   : mmu_read64(cpu, linear),
                   i->opsize);
         NEXT;
 }
@@ -157,7 +160,8 @@ static unsigned iopl(const struct x86_cpu *cpu)
         return (unsigned)(cpu->s.rflags >> 12) & 3;
 }
 
-/* In virtual-8086 mode with IOPL below 3: VME gives 16-bit PUSHF and POPF a virtual IF, otherwise they fault (SDM vol. 3B §20.3). */
+/* In virtual-8086 mode with IOPL below 3: VME gives 16-bit PUSHF and POPF a virtual IF, otherwise they fault (SDM vol. 3B §20.3).
+ */
 static bool v86_virtual(struct x86_cpu *cpu, const struct insn *i)
 {
         if (!(cpu->mode_key & MODE_V86) || iopl(cpu) == 3)
@@ -270,7 +274,8 @@ HANDLER(leave64)
 {
         uint64_t bp = cpu->s.gpr[X86_RBP];
         const struct tlb_entry *e = tlb_at(cpu, bp);
-        uint64_t value = likely(e->read_tag == tlb_tag_of(bp, 8)) ? *(const uint64_t *)(bp + e->addend) : exec_stack_read(cpu, bp, 8);
+        uint64_t value =
+                likely(e->read_tag == tlb_tag_of(bp, 8)) ? *(const uint64_t *)(bp + e->addend) : exec_stack_read(cpu, bp, 8);
 
         cpu->s.gpr[X86_RSP] = bp + 8;
         cpu->s.gpr[X86_RBP] = value;

@@ -2,8 +2,8 @@
  * String instructions: MOVS, STOS, LODS, SCAS, CMPS with REP, REPE, REPNE. (INS and OUTS are system instructions.)
  *
  * Registers are written after every element, or after every run of elements that was done at once, so a fault or an interrupt
- * in the middle leaves the instruction restartable, as SDM vol. 2 "REP" wants it. A run is what lies in one page of plain memory on
- * both sides, forward; everything else goes element by element. Between runs requests are looked at; under single step each
+ * in the middle leaves the instruction restartable, as SDM vol. 2 "REP" wants it. A run is what lies in one page of plain memory
+ * on both sides, forward; everything else goes element by element. Between runs requests are looked at; under single step each
  * element is a step. The flags of SCAS and CMPS are written at the end only, and CMPS reads its second operand first: both as the
  * hardware does, seen when there is a fault in the middle.
  */
@@ -35,7 +35,8 @@ static inline void set_masked(struct x86_cpu *cpu, unsigned reg, uint64_t value,
 }
 
 /* With REP and 32-bit addresses the hardware clears the upper halves first, even for no element: RCX always, others as told. */
-static inline struct string string_begin(struct x86_cpu *cpu, const struct insn *i, unsigned size_bytes, bool source, bool destination)
+static inline struct string string_begin(struct x86_cpu *cpu, const struct insn *i, unsigned size_bytes, bool source,
+                                         bool destination)
 {
         struct string s = { .mask = address_mask(i), .repeat = i->flags & (INSN_REP | INSN_REPNE) };
 

@@ -53,7 +53,8 @@ insn_fn integer_bind(struct x86_cpu *cpu, struct insn *insn, const struct decode
 {
         /* The most frequent first. */
         static const bind_fn topics[] = {
-                mov_bind, alu_bind, branch_bind, stack_bind, shift_bind, bits_bind, muldiv_bind, string_bind, atomic_bind, bmi_bind, misc_bind,
+                mov_bind,    alu_bind,    branch_bind, stack_bind, shift_bind, bits_bind,
+                muldiv_bind, string_bind, atomic_bind, bmi_bind,   misc_bind,
         };
 
         for (size_t n = 0; n < ARRAY_SIZE(topics); n++) {

@@ -67,7 +67,8 @@ static void test_modes(void **state)
 
         run_64(m);
         x86_cpu_state_changed(m->cpu);
-        assert_int_equal(DECODE(m, 0, 0x48, 0x40, 0x90).op, ZYDIS_MNEMONIC_NOP); /* a REX that is not the last counts for nothing */
+        assert_int_equal(DECODE(m, 0, 0x48, 0x40, 0x90).op,
+                         ZYDIS_MNEMONIC_NOP); /* a REX that is not the last counts for nothing */
         assert_int_equal(DECODE(m, 0, 0x50).opsize, 8);
         assert_int_equal(DECODE(m, 0, 0xe9, 0, 0, 0, 0).opsize, 8);
         assert_int_equal(DECODE(m, 0, 0x66, 0xe9, 0, 0, 0, 0).length, 6); /* Intel: 66 does not shorten a near branch */
@@ -115,7 +116,9 @@ static void test_faults(void **state)
         assert_int_equal(VECTOR(m, 0x0f, 0x01, 0xc1 + 7), X86_UD);   /* monitor: not in our CPUID */
         /* 15 bytes are an instruction, 16 are #GP(0). */
         assert_int_equal(VECTOR(m, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90), -1);
-        assert_int_equal(VECTOR(m, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90), X86_GP);
+        assert_int_equal(
+                VECTOR(m, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90),
+                X86_GP);
 }
 
 /* What an older processor takes as NOP stays one. */

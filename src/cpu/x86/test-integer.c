@@ -1,6 +1,6 @@
 /*
- * Integer instructions that tests/diff cannot run natively: 16- and 32-bit modes, decimal arithmetic, limits, privilege, interrupts between
- * elements. Expected values are from SDM vol. 2.
+ * Integer instructions that tests/diff cannot run natively: 16- and 32-bit modes, decimal arithmetic, limits, privilege,
+ * interrupts between elements. Expected values are from SDM vol. 2.
  */
 #include "cpu/x86/test-run.h"
 
@@ -269,13 +269,14 @@ static void test_popf(void **state)
 {
         struct test_machine *m = *state;
         struct x86_state *s = run_64(m);
-        const uint64_t all = X86_FLAG_IF | X86_FLAG_IOPL | X86_FLAG_DF | X86_FLAG_AC | X86_FLAG_ID | X86_FLAG_NT | X86_FLAG_VM | X86_FLAG_RF |
-                             X86_FLAG_VIF | X86_FLAG_VIP | X86_FLAGS_STATUS;
+        const uint64_t all = X86_FLAG_IF | X86_FLAG_IOPL | X86_FLAG_DF | X86_FLAG_AC | X86_FLAG_ID | X86_FLAG_NT | X86_FLAG_VM |
+                             X86_FLAG_RF | X86_FLAG_VIF | X86_FLAG_VIP | X86_FLAGS_STATUS;
 
         test_poke64(m, RUN_STACK, all);
         RUN_BYTES(m, RUN_CODE, 0x9d, 0x9c, 0x58, 0xf4); /* popfq; pushfq; pop rax */
         assert_int_equal(run_go(m), -1);
-        assert_int_equal(m->cpu->s.gpr[X86_RAX], (all & ~(X86_FLAG_VM | X86_FLAG_RF | X86_FLAG_VIF | X86_FLAG_VIP)) | X86_FLAG_FIXED);
+        assert_int_equal(m->cpu->s.gpr[X86_RAX],
+                         (all & ~(X86_FLAG_VM | X86_FLAG_RF | X86_FLAG_VIF | X86_FLAG_VIP)) | X86_FLAG_FIXED);
 
         /* At level 3 with IOPL 0: neither IF nor IOPL. */
         s = run_64(m);
@@ -365,10 +366,11 @@ static void test_endless_loop(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-                INTEGER_TEST(test_daa_das), INTEGER_TEST(test_ascii), INTEGER_TEST(test_pusha), INTEGER_TEST(test_stack16),
-                INTEGER_TEST(test_loop16), INTEGER_TEST(test_enter), INTEGER_TEST(test_pop_memory), INTEGER_TEST(test_bound),
-                INTEGER_TEST(test_divide_error), INTEGER_TEST(test_branch_target), INTEGER_TEST(test_string_fault),
-                INTEGER_TEST(test_string_interrupt), INTEGER_TEST(test_popf), INTEGER_TEST(test_single_step), INTEGER_TEST(test_shadow),
+                INTEGER_TEST(test_daa_das),       INTEGER_TEST(test_ascii),        INTEGER_TEST(test_pusha),
+                INTEGER_TEST(test_stack16),       INTEGER_TEST(test_loop16),       INTEGER_TEST(test_enter),
+                INTEGER_TEST(test_pop_memory),    INTEGER_TEST(test_bound),        INTEGER_TEST(test_divide_error),
+                INTEGER_TEST(test_branch_target), INTEGER_TEST(test_string_fault), INTEGER_TEST(test_string_interrupt),
+                INTEGER_TEST(test_popf),          INTEGER_TEST(test_single_step),  INTEGER_TEST(test_shadow),
                 INTEGER_TEST(test_halt_and_wake), INTEGER_TEST(test_endless_loop),
         };
 

@@ -1,8 +1,8 @@
 /*
  * For tests that run guest code on test-machine.h's processor: flat 64-bit, 32-bit and real mode states, gates that halt.
  *
- * Memory: 0x1000 PML4, 0x2000 PDPT, 0x3000 PD (identity, 2 MiB pages; linear 8 MiB up maps the same memory again), 0x5000 GDT, 0x6000
- * IDT, 0x7000 TSS, 0x8000 the handlers, one HLT each, 0xa000 the handlers' stack; code at 0x10000, stack below 0x80000.
+ * Memory: 0x1000 PML4, 0x2000 PDPT, 0x3000 PD (identity, 2 MiB pages; linear 8 MiB up maps the same memory again), 0x5000 GDT,
+ * 0x6000 IDT, 0x7000 TSS, 0x8000 the handlers, one HLT each, 0xa000 the handlers' stack; code at 0x10000, stack below 0x80000.
  */
 #pragma once
 
@@ -36,7 +36,9 @@ static void run_tables(struct test_machine *m)
 
 static struct x86_segment run_flat(uint16_t selector, uint32_t access)
 {
-        return (struct x86_segment){ .selector = selector, .access = access | X86_ACCESS_S | X86_ACCESS_P | X86_ACCESS_G, .limit = UINT32_MAX };
+        return (struct x86_segment){ .selector = selector,
+                                     .access = access | X86_ACCESS_S | X86_ACCESS_P | X86_ACCESS_G,
+                                     .limit = UINT32_MAX };
 }
 
 static void run_segments(struct x86_state *s, uint32_t code, uint32_t data)
@@ -116,7 +118,8 @@ _unused_ static int run_go(struct test_machine *m)
         return at < 256 * 16 && at % 16 == 0 ? (int)(at / 16) : -1;
 }
 
-/* Of the frame that run_go()'s handler found on its stack: 0 rip, 1 cs, 2 rflags, 3 rsp, 4 ss; error: the vector pushed a code. */
+/* Of the frame that run_go()'s handler found on its stack: 0 rip, 1 cs, 2 rflags, 3 rsp, 4 ss; error: the vector pushed a code.
+ */
 _unused_ static uint64_t run_frame(struct test_machine *m, unsigned n, bool error)
 {
         return test_peek64(m, x86_cpu_state(m->cpu)->gpr[X86_RSP] + 8 * (n + error));

@@ -186,8 +186,15 @@ static void test_cache_overflow(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-                SMC_TEST(test_next_instruction), SMC_TEST(test_next_instruction_ways), SMC_TEST(test_loop), SMC_TEST(test_same_and_beside),
-                SMC_TEST(test_dma), SMC_TEST(test_alias), SMC_TEST(test_crossing), SMC_TEST(test_generated), SMC_TEST(test_cache_overflow),
+                SMC_TEST(test_next_instruction),
+                SMC_TEST(test_next_instruction_ways),
+                SMC_TEST(test_loop),
+                SMC_TEST(test_same_and_beside),
+                SMC_TEST(test_dma),
+                SMC_TEST(test_alias),
+                SMC_TEST(test_crossing),
+                SMC_TEST(test_generated),
+                SMC_TEST(test_cache_overflow),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -66,24 +66,14 @@ static void save_description(struct machine *machine, struct writer *out)
 
 int machine_save(struct machine *machine, struct writer *out, struct err *err)
 {
-        size_t mark;
         int r;
 
         if (!machine->pauses)
                 return err_set(err, -EBUSY, "the machine runs; pause it before its state is saved");
         save_description(machine, out);
-        mark = record_begin(out, "board", BOARD_RECORD_VERSION);
         board_save(machine->board, out);
-        record_end(out, mark);
-        for (unsigned i = 0; i < machine->devices; i++) {
-                struct device *dev = machine->device[i];
-
-                mark = record_begin(out, dev->id, dev->ops->version);
-                pthread_mutex_lock(&dev->lock);
-                dev->ops->save(dev, out);
-                pthread_mutex_unlock(&dev->lock);
-                record_end(out, mark);
-        }
+        for (unsigned i = 0; i < machine->devices; i++)
+                device_record_save(machine->device[i], out);
         for (unsigned i = 0; i < machine->config.cpus; i++) {
                 r = machine->ops->save(machine->vcpu[i].vcpu, out, err);
                 if (r < 0)
@@ -147,18 +137,12 @@ static int check_description(struct machine *machine, struct cursor *in, struct 
 static int load_device(struct device *dev, struct cursor *in, struct err *err)
 {
         struct record record;
-        int r = record_next(in, &record, err);
+        int r;
 
-        if (r >= 0)
-                r = expect(&record, dev->id, err);
-        if (r < 0)
-                return r;
-        pthread_mutex_lock(&dev->lock);
-        r = dev->ops->load(dev, record.version, &record.body, err);
-        pthread_mutex_unlock(&dev->lock);
-        if (r >= 0)
-                r = record_finish(&record, err);
-        return r < 0 ? err_wrap(err, r, "restoring device %s", dev->id) : 0;
+        if (!dev->ops->save)
+                return 0;
+        r = record_next(in, &record, err);
+        return r < 0 ? err_wrap(err, r, "restoring device %s", dev->id) : device_record_load(dev, &record, err);
 }
 
 static int load_parts(struct machine *machine, struct cursor *in, struct err *err)

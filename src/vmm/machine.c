@@ -315,11 +315,8 @@ int machine_reset(struct machine *machine, struct err *err)
         int r;
 
         machine_pause(machine);
-        for (unsigned i = 0; i < machine->devices; i++) {
-                pthread_mutex_lock(&machine->device[i]->lock);
+        for (unsigned i = 0; i < machine->devices; i++)
                 machine->device[i]->ops->reset(machine->device[i]);
-                pthread_mutex_unlock(&machine->device[i]->lock);
-        }
         board_reset(machine->board);
         clear_memory(machine);
         r = machine_boot(machine, err);

@@ -664,9 +664,16 @@ static void test_reset_in_flight(void **state)
         test_ring_kick(&f->ring);
         testbed_run(&f->bed);
         assert_true(f->echo->held);
-        f->echo->v.pci.dev.ops->reset(&f->echo->v.pci.dev);
+        f->echo->v.pci.dev.ops->quiesce(&f->echo->v.pci.dev);
         assert_false(f->echo->held);
+        /* As the machine does it: quiesced, and with the lock held. */
+        virtio_lock(&f->echo->v);
+        f->echo->v.pci.dev.ops->reset(&f->echo->v.pci.dev);
+        virtio_unlock(&f->echo->v);
         assert_int_equal(test_status(&f->d), 0);
+        f->echo->v.pci.dev.ops->resume(&f->echo->v.pci.dev);
+        start(f, 0, 0, 8);
+        echo_once(f, 1, 1, 8, in.gpa);
 }
 
 /* Saved in the middle of things, loaded into a device of another machine, which goes on. */
@@ -703,7 +710,9 @@ static void test_save_load(void **state)
                 echo->v.pci.dev.ops->quiesce(&echo->v.pci.dev);
                 in = cursor_from(out.bytes, out.size);
                 assert_int_equal(record_next(&in, &record, &err), 0);
+                virtio_lock(&echo->v);
                 assert_int_equal(device_record_load(&echo->v.pci.dev, &record, &err), 0);
+                virtio_unlock(&echo->v);
                 device_record_save(&echo->v.pci.dev, &again);
                 assert_int_equal(out.size, again.size);
                 assert_memory_equal(out.bytes, again.bytes, out.size);

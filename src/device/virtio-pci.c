@@ -512,24 +512,16 @@ static void device_resume(struct device *dev)
         virtio_unlock(v);
 }
 
+/*
+ * The lock is held by the caller or needed by nobody, here and in save and load. What is in flight was drained by quiesce; a
+ * device that was not quiesced ends its reset when the last of it is over, as after a reset by the driver.
+ */
 static void device_reset(struct device *dev)
 {
         struct virtio *v = virtio_from_device(dev);
-        bool busy = v->holds && !v->quiesced && v->ops->quiesce;
 
-        if (busy) {
-                v->quiesced = true;
-                v->ops->quiesce(v);
-        }
-        virtio_lock(v);
         virtio_reset(v);
-        virtio_unlock(v);
         pci_device_reset(&v->pci);
-        if (busy) {
-                v->quiesced = false;
-                if (v->ops->resume)
-                        v->ops->resume(v);
-        }
 }
 
 static void device_save(struct device *dev, struct writer *out)
@@ -578,7 +570,6 @@ static int device_load(struct device *dev, uint16_t version, struct cursor *in, 
 
         if (version != STATE_VERSION)
                 return err_set(err, -EBADMSG, "state of %s has version %u, this is %d", dev->id, version, STATE_VERSION);
-        virtio_lock(v);
         virtio_reset(v);
         r = load_all(v, in, err);
         if (r < 0) {
@@ -588,7 +579,6 @@ static int device_load(struct device *dev, uint16_t version, struct cursor *in, 
         set_doorbells(v, v->pci.bar[BAR_REGISTERS].address);
         if (v->transport->isr && !pci_msix_enabled(&v->pci))
                 pci_intx(&v->pci, true);
-        virtio_unlock(v);
         return r;
 }
 

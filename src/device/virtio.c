@@ -6,7 +6,7 @@
  *     └── holds are all released ◀── resetting ◀───────────────── status 0 from any state ◀─────────────┘
  *
  * While work is in flight that touches guest memory (virtio_hold()) a reset by the driver stays `resetting`: the status reads as
- * it was, and the driver waits for 0, as §2.4.2 wants it to. A machine's reset comes with the vCPUs stopped and drains instead.
+ * it was, and the driver waits for 0, as §2.4.2 wants it to. A machine is quiesced before its reset.
  */
 #include "device/virtio-internal.h"
 

@@ -154,11 +154,24 @@ static bool alarm_field(const struct rtc *rtc, unsigned reg, int value)
         return (reg == REG_HOURS_ALARM ? decode_hour(rtc, wanted) : decode(rtc, wanted)) == value;
 }
 
+/* Else a search for it would look at each second of a day. */
+static bool alarm_possible(const struct rtc *rtc, unsigned reg, int limit)
+{
+        for (int value = 0; value < limit; value++) {
+                if (alarm_field(rtc, reg, value))
+                        return true;
+        }
+        return false;
+}
+
 /* The first second of guest time after `after` at which the alarm is due, within a day; -1 when it never is. */
 static int64_t next_alarm(const struct rtc *rtc, int64_t after)
 {
         int64_t t = after + 1, last = after + DAY_S;
 
+        if (!alarm_possible(rtc, REG_SECONDS_ALARM, 60) || !alarm_possible(rtc, REG_MINUTES_ALARM, 60) ||
+            !alarm_possible(rtc, REG_HOURS_ALARM, 24))
+                return -1;
         while (t <= last) {
                 int of_day = (int)((t % DAY_S + DAY_S) % DAY_S);
 

@@ -373,8 +373,11 @@ static void software_pause(struct accel *accel)
 {
         struct software *software = to_software(accel);
 
-        if (!software->paused++)
-                software->paused_tsc = __rdtsc();
+        if (software->paused++)
+                return;
+        software->paused_tsc = __rdtsc();
+        if (software->lapics)
+                lapic_bus_quiesce(software->lapics);
 }
 
 static void software_resume(struct accel *accel)
@@ -389,6 +392,7 @@ static void software_resume(struct accel *accel)
                 x86_cpu_state(software->vcpu[i].cpu)->tsc_offset -= stood;
                 x86_cpu_state_changed(software->vcpu[i].cpu);
         }
+        lapic_bus_resume(software->lapics);
 }
 
 /* ---- making one ---- */

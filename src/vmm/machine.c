@@ -257,8 +257,8 @@ void machine_resume(struct machine *machine)
 {
         /* Only the main thread changes pauses. */
         if (machine->pauses == 1) {
+                board_resume(machine->board); /* the clock runs again before the local APICs' timers are armed by it */
                 machine->ops->resume(machine->accel);
-                board_resume(machine->board);
                 for (unsigned i = 0; i < machine->devices; i++)
                         if (machine->device[i]->ops->resume)
                                 machine->device[i]->ops->resume(machine->device[i]);

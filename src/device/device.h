@@ -26,7 +26,7 @@ struct device_ops {
         uint64_t (*read)(struct device *dev, unsigned region, uint64_t offset, unsigned size_bytes);
         void (*write)(struct device *dev, unsigned region, uint64_t offset, uint64_t value, unsigned size_bytes);
 
-        /* Machine reset: as after power-on. vCPUs do not run. */
+        /* Machine reset: as after power-on. On the main thread, without dev->lock held; vCPUs do not run. */
         void (*reset)(struct device *dev);
         /*
          * The body of the device's record (the caller writes the record's head with name and version). vCPUs do not run and no

@@ -69,7 +69,7 @@ static const struct syscall_rule rules[] = {
         ALLOW(openat), ALLOW(openat2), ALLOW(mkdirat), ALLOW(mknodat), ALLOW(unlinkat), ALLOW(renameat), ALLOW(renameat2), ALLOW(linkat),
         ALLOW(symlinkat), ALLOW(readlinkat), ALLOW(fchmod), ALLOW(fchmodat), ALLOW(fchown), ALLOW(fchownat), ALLOW(utimensat),
         ALLOW(getdents64), ALLOW(statfs), ALLOW(fstatfs), ALLOW(fgetxattr), ALLOW(fsetxattr), ALLOW(flistxattr), ALLOW(fremovexattr),
-        ALLOW(copy_file_range), ALLOW(faccessat), ALLOW(faccessat2), ALLOW(umask), ALLOW(flock), ALLOW(syncfs),
+        { 452, -1, 0, 0 } /* fchmodat2 */, ALLOW(copy_file_range), ALLOW(faccessat), ALLOW(faccessat2), ALLOW(umask), ALLOW(flock), ALLOW(syncfs),
         /* the machine's state in files that are open already */
         ALLOW(memfd_create),
 };

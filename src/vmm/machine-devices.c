@@ -151,7 +151,10 @@ static int make_vsock(struct machine *machine, struct err *err)
         struct virtio *vsock;
         int r = virtio_vsock_new(&machine->host, machine->board->pci, "virtio-vsock0", &config, &vsock, err);
 
-        return r < 0 ? r : add_device(machine, &vsock->pci.dev, err);
+        if (r < 0)
+                return r;
+        machine->vsock = vsock;
+        return add_device(machine, &vsock->pci.dev, err);
 }
 
 /* Those that every machine has, after the ones that were asked for: disks keep the low slots. */

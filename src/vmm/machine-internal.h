@@ -46,6 +46,7 @@ struct machine {
         struct block *disk[VMM_DISKS_MAX];
         unsigned shares;
         struct virtio *share[VMM_SHARES_MAX];
+        struct virtio *vsock; /* NULL: none */
 
         /* Run control. */
         pthread_mutex_t lock;

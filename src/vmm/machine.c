@@ -21,6 +21,7 @@
 #include "device/acpi-pm.h"
 #include "device/virtio-balloon.h"
 #include "device/virtio-fs.h"
+#include "device/virtio-vsock.h"
 #include "vmm/acpi.h"
 #include "vmm/machine-internal.h"
 
@@ -528,6 +529,11 @@ unsigned machine_directories(struct machine *machine, struct sandbox_directory *
                         .path = machine->config.share[i].path,
                         .fd = virtio_fs_directory(machine->share[i]),
                         .readonly = machine->config.share[i].readonly,
+                };
+        if (machine->vsock && count < max)
+                directories[count++] = (struct sandbox_directory){
+                        .path = machine->config.vsock_path,
+                        .fd = virtio_vsock_directory(machine->vsock),
                 };
         return count;
 }

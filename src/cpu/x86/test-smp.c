@@ -12,25 +12,25 @@
         extern const uint8_t name[], name##_end[]
 
 /* 4 bytes at 0x6ffe: two pages. */
-PROGRAM(split_lock, "movl $20000, %ecx\n1: lock addl $1, 0x6ffe\n lock incl 0x5000\n decl %ecx\n jnz 1b\n hlt");
+PROGRAM(split_lock, "movl $5000, %ecx\n1: lock addl $1, 0x6ffe\n lock incl 0x5000\n decl %ecx\n jnz 1b\n hlt");
 
 /*
  * Round i: the writer puts i into the immediate of "mov eax, imm32; ret" at 0x18000 and then says so at 0x7100; the reader answers at
  * 0x7108 and counts at 0x7110 how often it did not get i.
  */
-PROGRAM(code_writer, "movl $3000, %ebx\n movl $1, %ecx\n"
+PROGRAM(code_writer, "movl $800, %ebx\n movl $1, %ecx\n"
                      "1: movl %ecx, 0x18001\n movl %ecx, 0x7100\n"
                      "2: pause\n cmpl %ecx, 0x7108\n jne 2b\n"
                      "incl %ecx\n cmpl %ebx, %ecx\n jbe 1b\n hlt");
-PROGRAM(code_reader, "movl $3000, %r8d\n movl $1, %r9d\n"
+PROGRAM(code_reader, "movl $800, %r8d\n movl $1, %r9d\n"
                      "1: pause\n cmpl %r9d, 0x7100\n jne 1b\n"
                      "xorl %eax, %eax\n cpuid\n movl $0x18000, %eax\n call *%rax\n"
                      "cmpl %r9d, %eax\n je 3f\n lock incl 0x7110\n"
                      "3: movl %r9d, 0x7108\n incl %r9d\n cmpl %r8d, %r9d\n jbe 1b\n hlt");
 
 /* Each writes code into a page that the other runs: both ask for the other's write translations at the same time. */
-PROGRAM(mutual_a, "movl $2000, %ecx\n1: movl %ecx, 0x18001\n movl $0x19000, %eax\n call *%rax\n decl %ecx\n jnz 1b\n hlt");
-PROGRAM(mutual_b, "movl $2000, %ecx\n1: movl %ecx, 0x19001\n movl $0x18000, %eax\n call *%rax\n decl %ecx\n jnz 1b\n hlt");
+PROGRAM(mutual_a, "movl $500, %ecx\n1: movl %ecx, 0x18001\n movl $0x19000, %eax\n call *%rax\n decl %ecx\n jnz 1b\n hlt");
+PROGRAM(mutual_b, "movl $500, %ecx\n1: movl %ecx, 0x19001\n movl $0x18000, %eax\n call *%rax\n decl %ecx\n jnz 1b\n hlt");
 
 struct pair {
         struct test_machine *m;
@@ -78,8 +78,8 @@ static void test_split_lock(void **state)
         struct test_machine *m = *state;
 
         RUN_BOTH(m, split_lock, split_lock);
-        assert_int_equal(test_peek32(m, 0x6ffe), 40000);
-        assert_int_equal(test_peek32(m, 0x5000), 40000);
+        assert_int_equal(test_peek32(m, 0x6ffe), 10000);
+        assert_int_equal(test_peek32(m, 0x5000), 10000);
 }
 
 static void test_cross_modifying(void **state)
@@ -87,7 +87,7 @@ static void test_cross_modifying(void **state)
         struct test_machine *m = *state;
 
         RUN_BOTH(m, code_writer, code_reader);
-        assert_int_equal(test_peek32(m, 0x7108), 3000);
+        assert_int_equal(test_peek32(m, 0x7108), 800);
         assert_int_equal(test_peek32(m, 0x7110), 0);
 }
 

@@ -90,7 +90,7 @@ static bool call_nowhere(const struct one *one)
         return one->code.z.meta.category == ZYDIS_CATEGORY_CALL && one->native.vector >= 12 && one->native.vector <= 14;
 }
 
-/* How a processor cuts long accesses into pieces, and which of them it does first, is its own affair: the page has to agree. */
+/* How a processor cuts long accesses into pieces, and which of them it does first, is its own affair: it has to be nearby. */
 static bool same_place(const struct one *one)
 {
         const ZydisDecodedInstruction *z = &one->code.z;
@@ -105,7 +105,7 @@ static bool same_place(const struct one *one)
                         continue;
                 memory++;
                 if (o->size > 80 || one->code.z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ)
-                        return !((one->native.cr2 ^ one->guest.cr2) / PAGE);
+                        return (uint32_t)(one->native.cr2 - one->guest.cr2) < PAGE || (uint32_t)(one->guest.cr2 - one->native.cr2) < PAGE;
         }
         return memory > 1;
 }

@@ -12,8 +12,7 @@
  * Source: SDM vol. 1 §8, vol. 2 "FXSAVE", vol. 3A §2.5 (CR0.EM, MP, TS, NE).
  */
 #include "cpu/x86/cpuid.h"
-#include "cpu/x86/fpu.h"
-#include "cpu/x86/simd.h"
+#include "cpu/x86/x87.h"
 
 struct fxsave {
         uint16_t fcw, fsw;
@@ -31,18 +30,13 @@ _Static_assert(sizeof(struct fxsave) == 512, "the processor's layout");
  * uint64_t x87_execute(struct fxsave *image (rdi), void *memory (rsi), const void *stub (rdx), uint32_t flags (ecx)): loads, runs
  * the stub with ZF, PF and CF from flags, saves. The flags after it come back. FXRSTOR replaces the XMM registers and MXCSR: the
  * former belong to the callee of a call, the latter is loaded from the image with its default and needs none.
- *
- * Stubs are 8 bytes apart: register forms by opcode and ModRM (D8 C0 first), then memory forms by opcode and ModRM.reg with
- * [rsi] as operand.
  */
 uint64_t x87_execute(struct fxsave *image, void *memory, const void *stub, uint32_t flags) __attribute__((visibility("hidden")));
-extern const uint8_t x87_register_stubs[8][64][8] __attribute__((visibility("hidden")));
-extern const uint8_t x87_memory_stubs[8][8][8] __attribute__((visibility("hidden")));
 
 __asm__(".text\n\t.balign 16\n\t.type x87_execute, @function\nx87_execute:\n\tendbr64\n\t"
         "fxrstor64 (%rdi)\n\tmovl %ecx, %eax\n\tmovb %al, %ah\n\tsahf\n\tcall *%rdx\n\tlahf\n\tfxsave64 (%rdi)\n\tfninit\n\t"
         "movzbl %ah, %eax\n\tret\n\t.size x87_execute, . - x87_execute\n\t"
-        ".balign 8\nx87_register_stubs:\n\t"
+        ".globl x87_register_stubs, x87_memory_stubs\n\t.hidden x87_register_stubs, x87_memory_stubs\n\t.balign 8\nx87_register_stubs:\n\t"
         ".irp e, 0xd8, 0xd9, 0xda, 0xdb, 0xdc, 0xdd, 0xde, 0xdf\n\t"
         ".irp h, 0xc0, 0xc8, 0xd0, 0xd8, 0xe0, 0xe8, 0xf0, 0xf8\n\t"
         ".irp l, 0, 1, 2, 3, 4, 5, 6, 7\n\t"
@@ -82,6 +76,13 @@ void x87_check_pending(struct x86_cpu *cpu)
 
 /* ---- arithmetic: on the host ---- */
 
+static const void *stub_of(const struct insn *i)
+{
+        unsigned escape = (unsigned)i->imm >> 8 & 7, modrm = (unsigned)i->imm & 0xff;
+
+        return modrm >= 0xc0 ? x87_register_stubs[escape][modrm & 63] : x87_memory_stubs[escape][modrm >> 3 & 7];
+}
+
 static void to_host(const struct x86_fpu *fpu, struct fxsave *image)
 {
         unsigned top = fpu_top(fpu);
@@ -107,7 +108,7 @@ static void from_host(struct x86_fpu *fpu, const struct fxsave *image)
                 memcpy(fpu->r[(top + n) & 7], image->st[n], 10);
 }
 
-static void set_pointers(struct x86_cpu *cpu, const struct insn *i)
+void x87_set_pointers(struct x86_cpu *cpu, const struct insn *i)
 {
         FPU->fop = (uint16_t)(i->imm & 0x7ff);
         FPU->fip = insn_rip(cpu, i->start);
@@ -118,15 +119,15 @@ static void set_pointers(struct x86_cpu *cpu, const struct insn *i)
         }
 }
 
-HANDLER(run_register)
+const struct insn *x87_run_register(struct x86_cpu *cpu, const struct insn *i)
 {
         struct fxsave image;
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        x87_execute(&image, NULL, i->aux, 0);
+        x87_execute(&image, NULL, stub_of(i), 0);
         from_host(FPU, &image);
-        set_pointers(cpu, i);
+        x87_set_pointers(cpu, i);
         return i + 1;
 }
 
@@ -137,28 +138,28 @@ HANDLER(run_fcmov)
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        x87_execute(&image, NULL, i->aux, (uint32_t)x86_flags(cpu));
+        x87_execute(&image, NULL, stub_of(i), (uint32_t)x86_flags(cpu));
         from_host(FPU, &image);
-        set_pointers(cpu, i);
+        x87_set_pointers(cpu, i);
         return i + 1;
 }
 
-HANDLER(run_fcomi)
+const struct insn *x87_run_fcomi(struct x86_cpu *cpu, const struct insn *i)
 {
         struct fxsave image;
         uint64_t flags;
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        flags = x87_execute(&image, NULL, i->aux, 0);
+        flags = x87_execute(&image, NULL, stub_of(i), 0);
         from_host(FPU, &image);
-        set_pointers(cpu, i);
+        x87_set_pointers(cpu, i);
         simd_set_flags(cpu, flags & (X86_FLAG_CF | X86_FLAG_PF | X86_FLAG_ZF));
         return i + 1;
 }
 
 /* imm2: bytes of the operand. */
-HANDLER(run_load)
+const struct insn *x87_run_load(struct x86_cpu *cpu, const struct insn *i)
 {
         uint8_t memory[16] __attribute__((aligned(16)));
         struct fxsave image;
@@ -166,25 +167,25 @@ HANDLER(run_load)
         x87_check_pending(cpu);
         simd_read(cpu, insn_linear(cpu, i, i->imm2, false), memory, i->imm2);
         to_host(FPU, &image);
-        x87_execute(&image, memory, i->aux, 0);
+        x87_execute(&image, memory, stub_of(i), 0);
         from_host(FPU, &image);
-        set_pointers(cpu, i);
+        x87_set_pointers(cpu, i);
         return i + 1;
 }
 
 /* Unmasked invalid, overflow and underflow leave a destination in memory as it was, an inexact result is written. */
-HANDLER(run_store)
+const struct insn *x87_run_store(struct x86_cpu *cpu, const struct insn *i)
 {
         uint8_t memory[16] __attribute__((aligned(16)));
         struct fxsave image;
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        x87_execute(&image, memory, i->aux, 0);
+        x87_execute(&image, memory, stub_of(i), 0);
         if (!(image.fsw & ~image.fcw & 0x19))
                 simd_write(cpu, insn_linear(cpu, i, i->imm2, true), memory, i->imm2);
         from_host(FPU, &image);
-        set_pointers(cpu, i);
+        x87_set_pointers(cpu, i);
         return i + 1;
 }
 
@@ -419,28 +420,28 @@ static insn_fn bind_control(const struct insn *i, const struct decoded *d)
 
 static insn_fn bind_host(struct insn *i, const struct decoded *d)
 {
-        unsigned escape = d->z->opcode & 7, modrm = (unsigned)d->z->raw.modrm.mod << 6 | d->z->raw.modrm.reg << 3 | d->z->raw.modrm.rm;
+        const ZydisDecodedOperand *memory = &d->operand[0];
+        insn_fn fast;
 
-        i->imm = escape << 8 | modrm;
-        if (d->z->raw.modrm.mod != 3) {
-                const ZydisDecodedOperand *memory = &d->operand[0];
-
-                i->aux = (void *)x87_memory_stubs[escape][modrm >> 3 & 7];
-                for (unsigned k = 0; k < d->z->operand_count_visible; k++)
-                        if (d->operand[k].type == ZYDIS_OPERAND_TYPE_MEMORY)
-                                memory = &d->operand[k];
+        i->imm = (uint64_t)(d->z->opcode & 7) << 8 | (uint64_t)d->z->raw.modrm.mod << 6 | (uint64_t)d->z->raw.modrm.reg << 3 | d->z->raw.modrm.rm;
+        for (unsigned k = 0; k < d->z->operand_count_visible; k++)
+                if (d->operand[k].type == ZYDIS_OPERAND_TYPE_MEMORY)
+                        memory = &d->operand[k];
+        if (d->z->raw.modrm.mod != 3)
                 i->imm2 = (uint8_t)(memory->size / 8);
-                return memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? run_store : run_load;
-        }
-        i->aux = (void *)x87_register_stubs[escape][modrm & 63];
+        fast = x87_bind_fast(i);
+        if (fast)
+                return fast;
+        if (d->z->raw.modrm.mod != 3)
+                return memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? x87_run_store : x87_run_load;
         switch (d->z->mnemonic) {
         case ZYDIS_MNEMONIC_FCOMI:
         case ZYDIS_MNEMONIC_FCOMIP:
         case ZYDIS_MNEMONIC_FUCOMI:
         case ZYDIS_MNEMONIC_FUCOMIP:
-                return run_fcomi;
+                return x87_run_fcomi;
         default:
-                return d->z->meta.isa_set == ZYDIS_ISA_SET_FCMOV ? run_fcmov : run_register;
+                return d->z->meta.isa_set == ZYDIS_ISA_SET_FCMOV ? run_fcmov : x87_run_register;
         }
 }
 

@@ -284,8 +284,6 @@ static void timeout_fired(uv_timer_t *timer)
 {
         struct user_net *user = timer->data;
 
-        /* No descriptor is ready, but libslirp's own timers run in this call. */
-        slirp_pollfds_poll(user->slirp, 0, no_revents, user);
         mark_dirty(user);
 }
 
@@ -337,6 +335,11 @@ static void prepare(uv_prepare_t *handle)
         struct user_net *user = handle->data;
         uint32_t timeout_ms = UINT32_MAX;
 
+        /*
+         * Without a look at the sockets ("select failed") this runs libslirp's timers, and sends what waited for a neighbour's
+         * address that the guest has told just now.
+         */
+        slirp_pollfds_poll(user->slirp, 1, no_revents, user);
         deliver(user);
         if (user->dropped) {
                 log_guest("user network: %" PRIu64 " frames dropped, the guest does not take them", user->dropped);

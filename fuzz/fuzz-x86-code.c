@@ -1,8 +1,8 @@
 /*
  * Random bytes as guest code, in every mode: the processor may fault the guest, never this process.
  *
- * The first byte chooses mode, privilege and features, the next 64 fill the registers, the rest is code, which also lies at a few other
- * places so that wild jumps find some. Blocks and runs of string instructions are done one at a time by a request that is always
+ * The first byte chooses mode, privilege and features, the next 64 fill the registers, the rest is code, which also lies at a few
+ * other places so that wild jumps find some. Blocks and runs of string instructions are done one at a time by a request that is always
  * up, until a budget is spent, so no input runs forever.
  */
 #include "cpu/x86/test-run.h"

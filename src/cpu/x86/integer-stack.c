@@ -160,7 +160,7 @@ static unsigned iopl(const struct x86_cpu *cpu)
         return (unsigned)(cpu->s.rflags >> 12) & 3;
 }
 
-/* In virtual-8086 mode with IOPL below 3: VME gives 16-bit PUSHF and POPF a virtual IF, otherwise they fault (SDM vol. 3B §20.3).
+/* In virtual-8086 mode with IOPL below 3 VME gives 16-bit PUSHF and POPF a virtual IF; else they fault (SDM vol. 3B §20.3).
  */
 static bool v86_virtual(struct x86_cpu *cpu, const struct insn *i)
 {
@@ -274,9 +274,12 @@ HANDLER(leave64)
 {
         uint64_t bp = cpu->s.gpr[X86_RBP];
         const struct tlb_entry *e = tlb_at(cpu, bp);
-        uint64_t value =
-                likely(e->read_tag == tlb_tag_of(bp, 8)) ? *(const uint64_t *)(bp + e->addend) : exec_stack_read(cpu, bp, 8);
+        uint64_t value;
 
+        if (likely(e->read_tag == tlb_tag_of(bp, 8)))
+                value = __atomic_load_n((const uint64_t *)(bp + e->addend), __ATOMIC_RELAXED);
+        else
+                value = exec_stack_read(cpu, bp, 8);
         cpu->s.gpr[X86_RSP] = bp + 8;
         cpu->s.gpr[X86_RBP] = value;
         NEXT;

@@ -86,8 +86,8 @@ static void check_secret(void)
         int fd = openat(base, "secret", O_RDONLY | O_CLOEXEC);
         struct stat st;
 
-        if (fd < 0 || fstat(fd, &st) < 0 || st.st_mode != (S_IFREG | 0644) || st.st_nlink != 1 || read(fd, got, sizeof(got)) != 6 ||
-            strcmp(got, "secret") != 0)
+        if (fd < 0 || fstat(fd, &st) < 0 || st.st_mode != (S_IFREG | 0644) || st.st_nlink != 1 ||
+            read(fd, got, sizeof(got)) != 6 || strcmp(got, "secret") != 0)
                 abort();
         close(fd);
 }
@@ -106,11 +106,12 @@ static void learn(struct known *known, uint32_t opcode, const uint8_t *answer, u
         memcpy(&value, answer + sizeof(struct fuse_out_header), sizeof(value));
         if (opcode == FUSE_OPEN || opcode == FUSE_OPENDIR)
                 known->handles[known->handle_count++ % 8] = value;
-        else if (opcode == FUSE_LOOKUP || opcode == FUSE_MKDIR || opcode == FUSE_MKNOD || opcode == FUSE_SYMLINK || opcode == FUSE_LINK ||
-                 opcode == FUSE_CREATE)
+        else if (opcode == FUSE_LOOKUP || opcode == FUSE_MKDIR || opcode == FUSE_MKNOD || opcode == FUSE_SYMLINK ||
+                 opcode == FUSE_LINK || opcode == FUSE_CREATE)
                 known->nodes[known->node_count++ % 8] = value;
         if (opcode == FUSE_CREATE && size_bytes >= sizeof(struct fuse_out_header) + sizeof(struct fuse_entry_out) + 8)
-                memcpy(&known->handles[known->handle_count++ % 8], answer + sizeof(struct fuse_out_header) + sizeof(struct fuse_entry_out), 8);
+                memcpy(&known->handles[known->handle_count++ % 8],
+                       answer + sizeof(struct fuse_out_header) + sizeof(struct fuse_entry_out), 8);
 }
 
 static void one(struct fs_server *fs, struct known *known, struct cursor *request)

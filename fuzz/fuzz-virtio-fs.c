@@ -11,7 +11,8 @@ static void make(struct hostile *h)
         struct virtio *v;
 
         if (!dir || !mkdtemp(dir) ||
-            virtio_fs_new(&h->bed.host, h->bed.pci, "fs0", &(struct virtio_fs_config){ .dir = dir, .tag = "t", .readonly = true }, &v, NULL) < 0)
+            virtio_fs_new(&h->bed.host, h->bed.pci, "fs0", &(struct virtio_fs_config){ .dir = dir, .tag = "t", .readonly = true },
+                          &v, NULL) < 0)
                 abort();
         h->dev = &v->pci.dev;
         h->ctx = dir;

@@ -41,7 +41,8 @@ static void make(struct hostile *h)
         if (bind(side->listener, (struct sockaddr *)&un, sizeof(un)) < 0 || listen(side->listener, 8) < 0)
                 abort();
         memset(side->fd, -1, sizeof(side->fd));
-        if (virtio_vsock_new(&h->bed.host, h->bed.pci, "vsock0", &(struct virtio_vsock_config){ .path = side->path }, &side->v, NULL) < 0)
+        if (virtio_vsock_new(&h->bed.host, h->bed.pci, "vsock0", &(struct virtio_vsock_config){ .path = side->path }, &side->v,
+                             NULL) < 0)
                 abort();
         h->dev = &side->v->pci.dev;
         h->ctx = side;

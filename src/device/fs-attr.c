@@ -201,7 +201,8 @@ static int set_attributes(struct fs_request *rq, struct fs_node *node, const str
                         pick_time(in->valid, FATTR_MTIME, FATTR_MTIME_NOW, in->mtime, in->mtimensec),
                 };
 
-                if (((in->valid & FATTR_ATIME) && in->atimensec > 999999999) || ((in->valid & FATTR_MTIME) && in->mtimensec > 999999999))
+                if (((in->valid & FATTR_ATIME) && in->atimensec > 999999999) ||
+                    ((in->valid & FATTR_MTIME) && in->mtimensec > 999999999))
                         return -EINVAL;
                 r = utimensat(node->fd, "", times, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
         }

@@ -68,7 +68,8 @@ static int add_entry(struct listing *list, const struct host_dirent *d)
                 return 1;
         if (size_bytes > list->room - list->at)
                 return 0;
-        *dirent = (struct fuse_dirent){ .ino = d->ino, .off = (uint64_t)d->next, .namelen = (uint32_t)name_bytes, .type = d->type };
+        *dirent =
+                (struct fuse_dirent){ .ino = d->ino, .off = (uint64_t)d->next, .namelen = (uint32_t)name_bytes, .type = d->type };
         memcpy(out.bytes + head, d->name, name_bytes);
         if (list->plus && !is_dots(d->name)) {
                 int r = fs_lookup(list->rq->fs, list->dir, d->name, &out.plus.entry_out, &node);

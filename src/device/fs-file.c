@@ -45,8 +45,8 @@ int fs_op_open(struct fs_request *rq)
 }
 
 /* Moves size_bytes at a place of the client's memory, as far as the file goes. */
-static ssize_t transfer(struct fs_handle *handle, const struct iovec *iov, unsigned count, size_t at, size_t size_bytes, uint64_t offset,
-                        bool write)
+static ssize_t transfer(struct fs_handle *handle, const struct iovec *iov, unsigned count, size_t at, size_t size_bytes,
+                        uint64_t offset, bool write)
 {
         struct iovec part[VIRTIO_CHAIN_MAX];
         size_t done = 0;
@@ -179,7 +179,8 @@ int fs_op_lseek(struct fs_request *rq)
         off_t at;
         int r;
 
-        if (cursor_get(&rq->args, &in, sizeof(in)) < 0 || in.offset > INT64_MAX || (in.whence != SEEK_DATA && in.whence != SEEK_HOLE))
+        if (cursor_get(&rq->args, &in, sizeof(in)) < 0 || in.offset > INT64_MAX ||
+            (in.whence != SEEK_DATA && in.whence != SEEK_HOLE))
                 return -EINVAL;
         r = fs_handle_get(rq->fs, in.fh, false, &handle);
         if (r < 0)

@@ -164,7 +164,8 @@ struct fs_node *fs_node_at(struct fs_server *fs, uint64_t id); /* fs->lock held;
  */
 int fs_node_open(struct fs_server *fs, struct fs_node *node, int flags);
 
-int fs_handle_new(struct fs_server *fs, struct fs_node *node, int fd, uint32_t flags, uint64_t *id) _must_check_; /* takes fd, pins node */
+int fs_handle_new(struct fs_server *fs, struct fs_node *node, int fd, uint32_t flags,
+                  uint64_t *id) _must_check_; /* takes fd, pins node */
 int fs_handle_load(struct fs_server *fs, uint64_t id, struct fs_node *node, int fd, uint32_t flags) _must_check_;
 /* -EBADF unless it is open, on a directory or not as asked for. */
 int fs_handle_get(struct fs_server *fs, uint64_t id, bool directory, struct fs_handle **handle) _must_check_;

@@ -15,9 +15,9 @@
 #define MINOR_MIN 31u /* the first with virtiofs (Linux 5.4) */
 #define MAX_BACKGROUND 64
 #define MAX_PAGES (FS_WRITE_MAX >> 12)
-#define WANTED_FLAGS                                                                                                                \
-        (FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS |                     \
-         FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES |                 \
+#define WANTED_FLAGS                                                                                                \
+        (FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS |     \
+         FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES | \
          FUSE_CACHE_SYMLINKS)
 
 size_t fs_room(const struct fs_request *rq)
@@ -190,7 +190,8 @@ static size_t iov_total(const struct iovec *iov, unsigned count)
         return total;
 }
 
-uint32_t fs_server_handle(struct fs_server *fs, const struct iovec *out, unsigned out_count, const struct iovec *in, unsigned in_count)
+uint32_t fs_server_handle(struct fs_server *fs, const struct iovec *out, unsigned out_count, const struct iovec *in,
+                          unsigned in_count)
 {
         struct fs_request rq = { .fs = fs, .out = out, .in = in, .out_count = out_count, .in_count = in_count };
         struct operation operation = { 0 };

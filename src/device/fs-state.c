@@ -73,7 +73,8 @@ static int load_node(struct fs_server *fs, struct cursor *in)
         if (!bytes || (parent_id && (!parent || parent->type != S_IFDIR) && !(parent && parent->stale)))
                 return -EBADMSG;
         memcpy(name, bytes, length);
-        if (parent && (!length || strlen(name) != length || strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0))
+        if (parent &&
+            (!length || strlen(name) != length || strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0))
                 return -EBADMSG;
         return fs_node_load(fs, id, lookups, parent, name);
 }

@@ -24,7 +24,7 @@ struct fs_server;
 int fs_server_new(const char *dir, bool readonly, struct fs_server **fs, struct err *err) _must_check_;
 void fs_server_free(struct fs_server *fs);
 
-/* The descriptor (O_PATH) of the directory; the server's own. A sandbox may put another one of the same directory in its place. */
+/* The directory's descriptor (O_PATH), the server's own. A sandbox may put another one of the same directory in its place. */
 int fs_server_root(const struct fs_server *fs);
 
 /*

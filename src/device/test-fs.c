@@ -70,8 +70,8 @@ static const char *outside(struct client *c, const char *name)
 }
 
 /* One request; 0 or -errno, the body in c->answer. Arguments come in up to two parts. */
-static int ask_thread(struct client *c, uint8_t *answer, size_t *answer_bytes, uint32_t opcode, uint64_t node, const void *a, size_t a_bytes,
-                      const void *b, size_t b_bytes)
+static int ask_thread(struct client *c, uint8_t *answer, size_t *answer_bytes, uint32_t opcode, uint64_t node, const void *a,
+                      size_t a_bytes, const void *b, size_t b_bytes)
 {
         struct fuse_in_header header = { .len = (uint32_t)(sizeof(header) + a_bytes + b_bytes), .opcode = opcode, .nodeid = node,
                                          .uid = c->uid, .gid = c->gid, .unique = 77 };

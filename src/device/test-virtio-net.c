@@ -90,7 +90,8 @@ static int setup(void **state)
         f->rx_gpa = test_alloc(&f->bed, RX_MAX * RX_BYTES);
         f->tx_gpa = test_alloc(&f->bed, 72 << 10);
         f->control_gpa = test_alloc(&f->bed, 4096);
-        assert_int_equal(virtio_net_new(&f->bed.host, f->bed.pci, "net0", &(struct virtio_net_config){ 0 }, &f->net, &f->v, &err), 0);
+        assert_int_equal(virtio_net_new(&f->bed.host, f->bed.pci, "net0", &(struct virtio_net_config){ 0 }, &f->net, &f->v, &err),
+                         0);
         *state = f;
         return 0;
 }
@@ -264,7 +265,11 @@ static void test_send_large(void **state)
 {
         static uint8_t frame[NET_FRAME_MAX];
         struct fixture *f = *state;
-        struct header header = { .flags = 1, .gso_type = 1, .gso_size = htole16(1400), .hdr_len = htole16(54), .csum_start = htole16(34),
+        struct header header = { .flags = 1,
+                                 .gso_type = 1,
+                                 .gso_size = htole16(1400),
+                                 .hdr_len = htole16(54),
+                                 .csum_start = htole16(34),
                                  .csum_offset = htole16(16) };
         size_t size_bytes = make_tcp(frame, 60000);
 
@@ -298,9 +303,13 @@ static void test_send_hostile(void **state)
         static uint8_t frame[NET_FRAME_MAX];
         struct fixture *f = *state;
         static const struct header bad[] = {
-                { .flags = 1, .csum_start = 0xffff, .csum_offset = 0xffff }, { .flags = 1, .csum_start = 100, .csum_offset = 0 },
-                { .flags = 0, .gso_type = 1, .gso_size = 100 }, { .flags = 1, .gso_type = 1, .gso_size = 0, .csum_start = 34, .csum_offset = 16 },
-                { .flags = 1, .gso_type = 4, .gso_size = 100 }, { .flags = 1, .gso_type = 3, .gso_size = 100 }, { .flags = 1, .gso_type = 77 },
+                { .flags = 1, .csum_start = 0xffff, .csum_offset = 0xffff },
+                { .flags = 1, .csum_start = 100, .csum_offset = 0 },
+                { .flags = 0, .gso_type = 1, .gso_size = 100 },
+                { .flags = 1, .gso_type = 1, .gso_size = 0, .csum_start = 34, .csum_offset = 16 },
+                { .flags = 1, .gso_type = 4, .gso_size = 100 },
+                { .flags = 1, .gso_type = 3, .gso_size = 100 },
+                { .flags = 1, .gso_type = 77 },
         };
         size_t size_bytes = make_tcp(frame, 40);
         struct test_buffer out = { f->tx_gpa, 0 };
@@ -361,7 +370,11 @@ static void test_receive_large(void **state)
 {
         static uint8_t frame[NET_FRAME_MAX], got[NET_FRAME_MAX];
         struct fixture *f = *state;
-        struct net_offload tso = { .flags = NET_NEEDS_CSUM, .gso = NET_GSO_TCPV4, .gso_bytes = 1000, .header_bytes = 54, .csum_start = 34,
+        struct net_offload tso = { .flags = NET_NEEDS_CSUM,
+                                   .gso = NET_GSO_TCPV4,
+                                   .gso_bytes = 1000,
+                                   .header_bytes = 54,
+                                   .csum_start = 34,
                                    .csum_offset = 16 };
         struct header header;
         size_t size_bytes = make_tcp(frame, 10000), payload = 0;

@@ -80,7 +80,8 @@ static int setup(void **state)
         f->tx_gpa = test_alloc(&f->bed, 65536 + 4096);
         f->event_gpa = test_alloc(&f->bed, 4096);
         f->buf_alloc = 65536;
-        assert_int_equal(virtio_vsock_new(&f->bed.host, f->bed.pci, "vsock0", &(struct virtio_vsock_config){ .path = f->path }, &f->v, &err),
+        assert_int_equal(virtio_vsock_new(&f->bed.host, f->bed.pci, "vsock0", &(struct virtio_vsock_config){ .path = f->path },
+                                          &f->v, &err),
                          0);
         start(f);
         *state = f;
@@ -109,8 +110,16 @@ static int teardown(void **state)
 static void send_packet(struct fixture *f, unsigned op, uint32_t guest_port, uint32_t host_port, uint32_t flags, const void *data,
                         uint32_t length)
 {
-        struct header header = { .src_cid = GUEST_CID, .dst_cid = 2, .src_port = guest_port, .dst_port = host_port, .len = length,
-                                 .type = 1, .op = (uint16_t)op, .flags = flags, .buf_alloc = f->buf_alloc, .fwd_cnt = f->received };
+        struct header header = { .src_cid = GUEST_CID,
+                                 .dst_cid = 2,
+                                 .src_port = guest_port,
+                                 .dst_port = host_port,
+                                 .len = length,
+                                 .type = 1,
+                                 .op = (uint16_t)op,
+                                 .flags = flags,
+                                 .buf_alloc = f->buf_alloc,
+                                 .fwd_cnt = f->received };
         struct test_buffer out[2] = { { f->tx_gpa, sizeof(header) }, { f->tx_gpa + sizeof(header), length } };
 
         memcpy(test_at(&f->bed, f->tx_gpa, sizeof(header)), &header, sizeof(header));
@@ -260,8 +269,11 @@ static void test_host_connects(void **state)
 
 static void test_bad_lines(void **state)
 {
-        static const char *const bad[] = { "connect 1\n", "CONNECT\n", "CONNECT \n", "CONNECT x\n", "CONNECT 4294967296\n", "CONNECT 1 \n", "\n",
-                                           "CONNECT 00000000000000000000000000000000001\n", "GET / HTTP/1.1\r\n\r\n" };
+        static const char *const bad[] = {
+                "connect 1\n",           "CONNECT\n",    "CONNECT \n", "CONNECT x\n",
+                "CONNECT 4294967296\n",  "CONNECT 1 \n", "\n",         "CONNECT 00000000000000000000000000000000001\n",
+                "GET / HTTP/1.1\r\n\r\n"
+        };
         struct fixture *f = *state;
         char text[8];
 

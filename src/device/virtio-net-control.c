@@ -150,8 +150,9 @@ int net_control_load(struct net_control *control, struct cursor *in, struct err 
 {
         struct net_control c = { 0 };
         struct net_filter *f = &c.filter;
-        bool *const flags[] = { &f->promiscuous,  &f->all_multicast,      &f->all_unicast,          &f->no_multicast, &f->no_unicast,
-                                &f->no_broadcast, &f->all_listed_unicast, &f->all_listed_multicast, &c.announce };
+        bool *const flags[] = { &f->promiscuous,        &f->all_multicast,        &f->all_unicast,
+                                &f->no_multicast,       &f->no_unicast,           &f->no_broadcast,
+                                &f->all_listed_unicast, &f->all_listed_multicast, &c.announce };
         uint16_t bits;
 
         if (cursor_get(in, c.mac, sizeof(c.mac)) < 0)
@@ -163,8 +164,8 @@ int net_control_load(struct net_control *control, struct cursor *in, struct err 
         f->unicast_count = cursor_u8(in);
         f->multicast_count = cursor_u8(in);
         if (f->unicast_count > NET_FILTER_ADDRESSES_MAX || f->multicast_count > NET_FILTER_ADDRESSES_MAX)
-                return err_set(err, -EBADMSG, "the network card's record has %u and %u addresses, at most %u fit", f->unicast_count,
-                               f->multicast_count, NET_FILTER_ADDRESSES_MAX);
+                return err_set(err, -EBADMSG, "the network card's record has %u and %u addresses, at most %u fit",
+                               f->unicast_count, f->multicast_count, NET_FILTER_ADDRESSES_MAX);
         if (cursor_get(in, f->unicast, f->unicast_count * 6u) < 0 || cursor_get(in, f->multicast, f->multicast_count * 6u) < 0)
                 return err_set(err, -EBADMSG, "the network card's record is cut");
         *control = c;

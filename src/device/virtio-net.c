@@ -174,7 +174,8 @@ static int transmit(struct virtio_net *card, const struct virtio_chain *chain)
         else
                 r = send_plain(card, card->frame, size_bytes);
         if (r < 0 && r != -EAGAIN) {
-                log_guest("%s: the driver sends a frame of %zu bytes that its header does not fit", card->virtio.pci.dev.id, size_bytes);
+                log_guest("%s: the driver sends a frame of %zu bytes that its header does not fit", card->virtio.pci.dev.id,
+                          size_bytes);
                 return 0;
         }
         return r;
@@ -266,7 +267,8 @@ static int deliver(struct virtio_net *card, const struct iovec *iov, unsigned co
                         while (chains)
                                 virtqueue_unpop(v, RX, &card->rx_chain[--chains]);
                         if (r == -EMSGSIZE)
-                                log_guest("%s: a frame of %zu bytes does not fit into the driver's buffers", v->pci.dev.id, size_bytes);
+                                log_guest("%s: a frame of %zu bytes does not fit into the driver's buffers", v->pci.dev.id,
+                                          size_bytes);
                         return r;
                 }
         } while (room < total);

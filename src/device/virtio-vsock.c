@@ -298,7 +298,8 @@ static bool take_buffer(struct virtio_vsock *dev, struct virtio_chain *chain)
         int r = virtqueue_pop(&dev->virtio, RX, &dev->storage, chain);
 
         if (r > 0 && (chain->in_bytes < sizeof(struct header) || chain->out_bytes)) {
-                virtio_break(&dev->virtio, "a receive buffer of %u bytes, of which %u to be read", chain->in_bytes, chain->out_bytes);
+                virtio_break(&dev->virtio, "a receive buffer of %u bytes, of which %u to be read", chain->in_bytes,
+                             chain->out_bytes);
                 return false;
         }
         return r > 0;
@@ -657,7 +658,8 @@ static void receive_all(struct virtio_vsock *dev)
                 if (virtqueue_pop(v, TX, &dev->storage, &chain) <= 0)
                         break;
                 if (!header_get(&chain, &header))
-                        log_guest("%s: the driver sends a packet of %u bytes that its header does not fit", v->pci.dev.id, chain.out_bytes);
+                        log_guest("%s: the driver sends a packet of %u bytes that its header does not fit", v->pci.dev.id,
+                                  chain.out_bytes);
                 else if (header.src_cid == dev->cid && header.dst_cid == HOST_CID && header.type == TYPE_STREAM)
                         take_packet(dev, &header, &chain);
                 else if (header.op != OP_RST && header.dst_cid == HOST_CID)
@@ -866,7 +868,8 @@ static int load(struct virtio *v, uint16_t version, struct cursor *in, struct er
         uint64_t cid = cursor_le64(in);
 
         if (version != 1 || in->bad)
-                return err_set(err, -EBADMSG, "a vsock record has version %u and %zu bytes, this is 1 with 8", version, cursor_left(in));
+                return err_set(err, -EBADMSG, "a vsock record has version %u and %zu bytes, this is 1 with 8", version,
+                               cursor_left(in));
         /* The guest asks for its address again after the event, so that a clone may have another one. */
         if (cid < 3)
                 return err_set(err, -EBADMSG, "a vsock record has the address %u", (unsigned)cid);

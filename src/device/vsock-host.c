@@ -13,7 +13,8 @@
 #include <sys/un.h>
 
 /* bind() or connect() with a name in the directory. */
-static int in_directory(const struct vsock_host *host, int fd, const char *name, int (*call)(int, const struct sockaddr *, socklen_t))
+static int in_directory(const struct vsock_host *host, int fd, const char *name,
+                        int (*call)(int, const struct sockaddr *, socklen_t))
 {
         struct sockaddr_un un = { .sun_family = AF_UNIX };
         _cleanup_close_ int before = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);

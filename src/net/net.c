@@ -67,7 +67,8 @@ static int parse_forward(const char *whole, struct net_forward *forward, struct 
 static int parse_option(char *option, struct net_options *options, struct err *err)
 {
         if (strncmp(option, "forward=", 8) != 0)
-                return err_set(err, -EINVAL, "network option '%s' is not known; there is forward=tcp|udp:HOSTPORT:GUESTPORT", option);
+                return err_set(err, -EINVAL, "network option '%s' is not known; there is forward=tcp|udp:HOSTPORT:GUESTPORT",
+                               option);
         if (options->forwards == NET_FORWARDS_MAX)
                 return err_set(err, -EINVAL, "more than %d forwards", NET_FORWARDS_MAX);
         return parse_forward(option + 8, &options->forward[options->forwards++], err);

@@ -52,8 +52,8 @@ struct net_offload {
 
 struct net_client {
         /*
-         * A frame for the guest, of at most NET_FRAME_MAX bytes; the buffers are the backend's and valid during the call. 0: taken
-         * (or dropped, as a card with its receiver off does). -EAGAIN: no room, keep it and wait for net_resume().
+         * A frame for the guest, of at most NET_FRAME_MAX bytes; the buffers are the backend's and valid during the call. 0:
+         * taken (or dropped, as a card with its receiver off does). -EAGAIN: no room, keep it and wait for net_resume().
          */
         int (*receive)(void *ctx, const struct iovec *iov, unsigned count, const struct net_offload *offload);
         /* A batch of calls to receive() is over: interrupt the guest now. May be NULL. */

@@ -86,7 +86,11 @@ static int set_address(const char *name, bool ipv6, unsigned last)
         if (fd < 0)
                 return -errno;
         if (ipv6) {
-                struct { struct in6_addr address; uint32_t prefix; int index; } in6 = { .prefix = 64, .index = (int)if_nametoindex(name) };
+                struct {
+                        struct in6_addr address;
+                        uint32_t prefix;
+                        int index;
+                } in6 = { .prefix = 64, .index = (int)if_nametoindex(name) };
 
                 inet_pton(AF_INET6, "2001:db8::", &in6.address);
                 in6.address.s6_addr[15] = (uint8_t)last;
@@ -235,7 +239,9 @@ static void transfer(bool ipv6, bool big)
                 poll(NULL, 0, 1);
 
         for (unsigned rounds = 0; received < TRANSFER_BYTES && rounds < 200000; rounds++) {
-                struct pollfd fds[] = { { a.tap, POLLIN, 0 }, { b.tap, POLLIN, 0 }, { a.sock, sent < TRANSFER_BYTES ? POLLOUT : 0, 0 },
+                struct pollfd fds[] = { { a.tap, POLLIN, 0 },
+                                        { b.tap, POLLIN, 0 },
+                                        { a.sock, sent < TRANSFER_BYTES ? POLLOUT : 0, 0 },
                                         { accepted < 0 ? b.sock : accepted, POLLIN, 0 } };
                 static uint8_t buf[65536];
                 ssize_t n;

@@ -136,7 +136,8 @@ static void resolve_router(struct guest *guest)
         assert_true(wait_for(guest, is_arp_reply));
 }
 
-static size_t make_ipv4(struct guest *guest, uint8_t *frame, uint8_t protocol, const uint8_t from[4], const uint8_t to[4], size_t l4_bytes)
+static size_t make_ipv4(struct guest *guest, uint8_t *frame, uint8_t protocol, const uint8_t from[4], const uint8_t to[4],
+                        size_t l4_bytes)
 {
         uint8_t *ip = frame + 14;
 
@@ -188,7 +189,8 @@ static void test_dhcp(void **state)
         memcpy(dhcp, (uint8_t[]){ 1, 1, 6, 0, 1, 2, 3, 4 }, 8);
         memcpy(dhcp + 28, guest_mac, 6);
         memcpy(dhcp + 236, (uint8_t[]){ 99, 130, 83, 99, 53, 1, 1, 255 }, 8);
-        send_frame(&guest, frame, make_ipv4(&guest, frame, IPPROTO_UDP, (uint8_t[4]){ 0 }, (uint8_t[]){ 255, 255, 255, 255 }, 308));
+        send_frame(&guest, frame,
+                   make_ipv4(&guest, frame, IPPROTO_UDP, (uint8_t[4]){ 0 }, (uint8_t[]){ 255, 255, 255, 255 }, 308));
         assert_true(wait_for(&guest, is_dhcp_offer));
         guest_end(&guest);
 }
@@ -225,7 +227,8 @@ static bool is_tcp(struct guest *guest, uint8_t flags)
 {
         const uint8_t *f = guest->frame;
 
-        if (guest->size_bytes < 54 || f[12] != 8 || f[13] != 0 || f[23] != IPPROTO_TCP || (uint16_t)(f[36] << 8 | f[37]) != guest->port)
+        if (guest->size_bytes < 54 || f[12] != 8 || f[13] != 0 || f[23] != IPPROTO_TCP ||
+            (uint16_t)(f[36] << 8 | f[37]) != guest->port)
                 return false;
         return (f[47] & flags) == flags;
 }
@@ -406,9 +409,23 @@ static void test_port_in_use(void **state)
 static void test_options(void **state)
 {
         static const char *const bad[] = {
-                "", "bridge", "user,", "user,mtu=3", "user,forward=", "user,forward=tcp", "user,forward=tcp:80", "user,forward=tcp:0:80",
-                "user,forward=tcp:80:0", "user,forward=tcp:65536:80", "user,forward=tcp:80:99999999999999999999", "user,forward=sctp:1:2",
-                "user,forward=tcp:8o:80", "user,forward=tcp:1.2.3:80:80", "user,forward=tcp:-1:80", "none,forward=tcp:1:2", "user,forward=tcp::80",
+                "",
+                "bridge",
+                "user,",
+                "user,mtu=3",
+                "user,forward=",
+                "user,forward=tcp",
+                "user,forward=tcp:80",
+                "user,forward=tcp:0:80",
+                "user,forward=tcp:80:0",
+                "user,forward=tcp:65536:80",
+                "user,forward=tcp:80:99999999999999999999",
+                "user,forward=sctp:1:2",
+                "user,forward=tcp:8o:80",
+                "user,forward=tcp:1.2.3:80:80",
+                "user,forward=tcp:-1:80",
+                "none,forward=tcp:1:2",
+                "user,forward=tcp::80",
         };
         struct net_options options;
 

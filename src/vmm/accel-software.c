@@ -360,13 +360,12 @@ static int software_load(struct accel_vcpu *v, struct cursor *in, struct err *er
         if (r < 0)
                 return r;
         tsc = cursor_le64(&record.body);
-        r = lapic_load(vcpu->lapic, &record.body, err);
-        if (r >= 0)
-                r = record_finish(&record, err);
-        if (r < 0)
-                return r;
         state->tsc_offset = tsc - vcpu->software->paused_tsc;
-        return software_set_state(v, state, err);
+        /* The processor before its local APIC, whose deadline is in the guest's TSC. */
+        r = software_set_state(v, state, err);
+        if (r >= 0)
+                r = lapic_load(vcpu->lapic, &record.body, err);
+        return r < 0 ? r : record_finish(&record, err);
 }
 
 static void software_pause(struct accel *accel)
@@ -375,9 +374,9 @@ static void software_pause(struct accel *accel)
 
         if (software->paused++)
                 return;
-        software->paused_tsc = __rdtsc();
         if (software->lapics)
                 lapic_bus_quiesce(software->lapics);
+        software->paused_tsc = __rdtsc();
 }
 
 static void software_resume(struct accel *accel)

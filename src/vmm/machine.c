@@ -250,8 +250,8 @@ void machine_pause(struct machine *machine)
         for (unsigned i = 0; i < machine->devices; i++)
                 if (machine->device[i]->ops->quiesce)
                         machine->device[i]->ops->quiesce(machine->device[i]);
-        board_pause(machine->board);
         machine->ops->pause(machine->accel);
+        board_pause(machine->board);
 }
 
 void machine_resume(struct machine *machine)

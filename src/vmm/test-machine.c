@@ -243,7 +243,10 @@ static void run_until(struct rig *rig, size_t bytes, unsigned resets)
                 uv_run(&rig->loop, UV_RUN_ONCE);
         uv_close((uv_handle_t *)&timer, NULL);
         uv_run(&rig->loop, UV_RUN_NOWAIT);
-        assert_true(rig->ended || output_used(rig) >= bytes || rig->resets >= resets);
+        if (!rig->ended && output_used(rig) < bytes && rig->resets < resets) {
+                fprintf(stderr, "%s\n", rig->output);
+                fail_msg("the guest does not go on");
+        }
 }
 
 static void check_result(struct rig *rig, size_t dots)
@@ -510,10 +513,7 @@ static void linux_goes_on_in_other_machines(void **state)
         struct rig *rig;
         size_t next = 1500;
 
-        if (!guest || snprintf(kernel, sizeof(kernel), "%s/vmlinuz", guest) < 0 || access(kernel, R_OK) < 0) {
-                print_message("no example guest (VIRTA_GUEST, made by scripts/guest): left out\n");
-                skip();
-        }
+        snprintf(kernel, sizeof(kernel), "%s/vmlinuz", guest);
         snprintf(initrd, sizeof(initrd), "%s/initrd.gz", guest);
         snprintf(share, sizeof(share), "%s/share", guest);
         close(mkstemp(disk));
@@ -581,6 +581,10 @@ int main(void)
         };
         const struct CMUnitTest with_linux[] = { cmocka_unit_test(linux_goes_on_in_other_machines) };
 
+        if (getenv("VIRTA_GUEST") && access(getenv("VIRTA_GUEST"), R_OK) < 0) {
+                printf("skipped: no example guest in %s (scripts/guest)\n", getenv("VIRTA_GUEST"));
+                return 77;
+        }
         if (getenv("VIRTA_GUEST"))
                 return cmocka_run_group_tests(with_linux, NULL, NULL);
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -126,7 +126,7 @@ static uint64_t move_run(struct x86_cpu *cpu, const struct insn *i, struct strin
         if (most < 2 * size_bytes)
                 return 0;
         from = mmu_run(cpu, source_linear(cpu, i, s, size_bytes), false, most, &run);
-        if (!from)
+        if (!from || run < size_bytes) /* an element on two pages: its read faults before its write */
                 return 0;
         most = MIN(most, run);
         to = mmu_run(cpu, destination_linear(cpu, s, size_bytes, true), true, most, &run);

@@ -259,6 +259,12 @@ static bool vector_index(const ZydisDecodedOperand *o)
         return class == ZYDIS_REGCLASS_XMM || class == ZYDIS_REGCLASS_YMM;
 }
 
+static bool index_is_quad(ZydisMnemonic mnemonic)
+{
+        return mnemonic == ZYDIS_MNEMONIC_VGATHERQPS || mnemonic == ZYDIS_MNEMONIC_VGATHERQPD || mnemonic == ZYDIS_MNEMONIC_VPGATHERQD ||
+               mnemonic == ZYDIS_MNEMONIC_VPGATHERQQ;
+}
+
 static void small_indices(struct random *r, unsigned reg, bool wide, struct image *in)
 {
         for (unsigned n = 0; n < 4; n++) {
@@ -426,7 +432,7 @@ void operands_make(struct code *code, struct random *r, struct image *in, struct
                         state_image(code, r, target, patch);
         }
         if (vsib)
-                small_indices(r, (unsigned)ZydisRegisterGetId(vsib->mem.index), one_in(r, 2), in);
+                small_indices(r, (unsigned)ZydisRegisterGetId(vsib->mem.index), index_is_quad(code->z.mnemonic), in);
         special(code, r, in, patch);
         if (code->branch)
                 branch_target(code, r, in, patch);

@@ -337,6 +337,14 @@ static inline uint64_t insn_linear(struct x86_cpu *cpu, const struct insn *i, un
         return x86_linear(cpu, i->seg, insn_offset(cpu, i), size_bytes, write);
 }
 
+/* Whether the memory operand is aligned: instructions that want it so look at this before the canonical form and limits. */
+static inline bool insn_aligned(const struct x86_cpu *cpu, const struct insn *i, unsigned alignment)
+{
+        uint64_t base = cpu->mode64 && i->seg < X86_FS ? 0 : cpu->s.seg[i->seg].base;
+
+        return !((insn_offset(cpu, i) + base) & (alignment - 1));
+}
+
 /* ---- registers ---- */
 
 static inline void *gpr_at(struct x86_cpu *cpu, uint8_t byte_offset)

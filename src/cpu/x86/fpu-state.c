@@ -185,7 +185,7 @@ int x86_fpu_from_xsave(struct x86_state *state, const uint8_t *area, size_t size
 /* #GP(0), before the address is looked at in any other way. */
 static void check_alignment(struct x86_cpu *cpu, const struct insn *i, unsigned alignment)
 {
-        if ((insn_offset(cpu, i) + cpu->s.seg[i->seg].base) & (alignment - 1))
+        if (!insn_aligned(cpu, i, alignment))
                 x86_gp0(cpu);
 }
 

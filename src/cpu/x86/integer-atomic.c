@@ -259,7 +259,7 @@ HANDLER(cmpxchg16b)
         void *at;
         bool same;
 
-        if ((insn_offset(cpu, i) + (i->seg >= X86_FS ? cpu->s.seg[i->seg].base : 0)) & 15) /* before the canonical form is looked at */
+        if (!insn_aligned(cpu, i, 16))
                 x86_gp0(cpu);
         linear = insn_linear(cpu, i, 16, true);
         at = mmu_rmw(cpu, linear, 16);

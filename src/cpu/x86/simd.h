@@ -88,13 +88,9 @@ static inline void simd_write(struct x86_cpu *cpu, uint64_t linear, const void *
 /* The linear address of a memory operand of size_bytes that has to be aligned to its size (#GP(0)). */
 static inline uint64_t simd_aligned(struct x86_cpu *cpu, const struct insn *i, unsigned size_bytes, bool write)
 {
-        uint64_t linear;
-
-        /* Looked at before the canonical form and the segment's limit. */
-        if (unlikely((insn_offset(cpu, i) + cpu->s.seg[i->seg].base) & (size_bytes - 1)))
+        if (unlikely(!insn_aligned(cpu, i, size_bytes)))
                 x86_gp0(cpu);
-        linear = insn_linear(cpu, i, size_bytes, write);
-        return linear;
+        return insn_linear(cpu, i, size_bytes, write);
 }
 
 /* A source operand in memory of size_bytes (a constant): the bytes themselves when they are plain RAM, else a copy in buffer. */

@@ -375,7 +375,7 @@ HANDLER(xrstor)
         } else if (compacted && rfbm & FPU_XCR0_SSE) {
                 mxcsr = MXCSR_DEFAULT;
         }
-        if (load & FPU_XCR0_AVX)
+        if (rfbm & FPU_XCR0_AVX && (!compacted || header[1] & FPU_XCR0_AVX)) /* touched also when it is initial */
                 mmu_read_bytes(cpu, linear + FPU_XSAVE_AVX, area + FPU_XSAVE_AVX, count * 16);
         FPU->mxcsr = mxcsr;
         if (load & FPU_XCR0_X87)

@@ -70,6 +70,8 @@ int machine_save(struct machine *machine, struct writer *out, struct err *err)
 
         if (!machine->pauses)
                 return err_set(err, -EBUSY, "the machine runs; pause it before its state is saved");
+        if (machine->ended || atomic_load(&machine->events))
+                return err_set(err, -ESHUTDOWN, "the machine ends or resets just now; there is nothing to save");
         save_description(machine, out);
         board_save(machine->board, out);
         for (unsigned i = 0; i < machine->devices; i++)

@@ -63,7 +63,7 @@ void machine_power_button(struct machine *machine);
 
 /*
  * The machine's state as records: "machine" (what it is made of), "board", each device on the PCI bus, each vCPU. Memory's contents are
- * not in it. The machine must be paused. A load into a machine that is made of other parts is -EINVAL; one that fails in the
+ * not in it. The machine must be paused; one whose guest has just asked for its end or a reset is -ESHUTDOWN. A load into a machine that is made of other parts is -EINVAL; one that fails in the
  * middle leaves it reset.
  */
 int machine_save(struct machine *machine, struct writer *out, struct err *err) _must_check_;

@@ -30,6 +30,7 @@ static const int watched_signals[] = { SIGTERM, SIGINT, SIGHUP, SIGCONT };
 struct vmm {
         const struct vmm_config *config;
         const struct accel_ops *ops;
+        struct err no_kvm; /* why --accel auto took another one; said when all else went well */
         struct machine *machine;
         struct console *console;
         struct char_backend serial, hvc;
@@ -293,14 +294,11 @@ static int spawn_nets(const struct vmm_config *config, int net_fd[VMM_NETS_MAX],
         return 0;
 }
 
-static int choose_accel(struct vmm *vmm, struct err *err)
+static void close_nets(const int net_fd[VMM_NETS_MAX])
 {
-        struct err why = ERR_INIT;
-        int r = accel_choose(vmm->config->accel, &vmm->ops, &why, err);
-
-        if (r >= 0 && why.code)
-                log_info("no KVM (%s): using the %s accelerator", why.text, vmm->ops->name);
-        return r;
+        for (unsigned i = 0; i < VMM_NETS_MAX; i++)
+                if (net_fd[i] >= 0)
+                        close(net_fd[i]);
 }
 
 static int make_machine(struct vmm *vmm, const int net_fd[VMM_NETS_MAX], struct err *err)
@@ -335,17 +333,13 @@ static int run(struct vmm *vmm, const int net_fd[VMM_NETS_MAX], struct err *err)
         int r = uv_loop_init(&vmm->loop);
 
         if (r < 0) {
-                for (unsigned i = 0; i < VMM_NETS_MAX; i++)
-                        if (net_fd[i] >= 0)
-                                close(net_fd[i]);
+                close_nets(net_fd);
                 return err_set(err, r, "cannot make an event loop: %s", uv_strerror(r));
         }
         vmm->has_loop = true;
         r = open_console(vmm, err);
         if (r < 0) {
-                for (unsigned i = 0; i < VMM_NETS_MAX; i++)
-                        if (net_fd[i] >= 0)
-                                close(net_fd[i]);
+                close_nets(net_fd);
                 return r;
         }
         r = make_machine(vmm, net_fd, err);
@@ -357,6 +351,8 @@ static int run(struct vmm *vmm, const int net_fd[VMM_NETS_MAX], struct err *err)
                 r = machine_start(vmm->machine, err);
         if (r < 0)
                 return r;
+        if (vmm->no_kvm.code)
+                log_info("no KVM (%s): using the %s accelerator", vmm->no_kvm.text, vmm->ops->name);
         if (vmm->console)
                 console_raw(vmm->console);
         machine_resume(vmm->machine);
@@ -400,13 +396,11 @@ int vmm_run(const struct vmm_config *config, int *exit_code, struct err *err)
         vmm->config = config;
         r = spawn_nets(config, net_fd, err);
         if (r >= 0)
-                r = choose_accel(vmm, err);
+                r = accel_choose(config->accel, &vmm->ops, &vmm->no_kvm, err);
         if (r >= 0)
                 r = confine_isolate(&vmm->confine, config->no_sandbox, err);
         if (r < 0) {
-                for (unsigned i = 0; i < VMM_NETS_MAX; i++)
-                        if (net_fd[i] >= 0)
-                                close(net_fd[i]);
+                close_nets(net_fd);
                 return r;
         }
         r = run(vmm, net_fd, err);

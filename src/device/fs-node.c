@@ -447,8 +447,13 @@ void fs_node_renamed(struct fs_server *fs, struct fs_node *parent, const char *n
         if (fs_statx(fd, &st) == 0) {
                 pthread_mutex_lock(&fs->lock);
                 node = hash_find(fs, &st);
-                if (node)
+                if (node) {
+                        /* What still names it as its parent may be all that keeps it, and node_name() may take that away. */
+                        node->refs++;
                         node_name(fs, node, parent, name);
+                        node->refs--;
+                        node_check(fs, node);
+                }
                 pthread_mutex_unlock(&fs->lock);
         }
         close(fd);

@@ -650,6 +650,36 @@ static void test_escape_links(void **state)
 }
 
 /*
+ * A directory that the client has forgotten, known only as the parent of another that the host has moved out of it, goes into
+ * that other one.
+ */
+static void test_moved_parent(void **state)
+{
+        struct fuse_rename_in in = { 0 };
+        struct client c;
+        char from[256], to[256];
+        uint64_t outer, inner, node;
+
+        start(&c, false);
+        snprintf(from, sizeof(from), "%s", in_share(&c, "outer"));
+        assert_int_equal(mkdir(from, 0755), 0);
+        snprintf(from, sizeof(from), "%s", in_share(&c, "outer/inner"));
+        assert_int_equal(mkdir(from, 0755), 0);
+        assert_int_equal(lookup(&c, 1, "outer", &outer), 0);
+        assert_int_equal(lookup(&c, outer, "inner", &inner), 0);
+        forget(&c, outer, 1);
+        snprintf(to, sizeof(to), "%s", in_share(&c, "moved"));
+        assert_int_equal(rename(from, to), 0);
+        in.newdir = inner;
+        assert_int_equal(ask2(&c, FUSE_RENAME, 1, &in, sizeof(in), "outer\0outer", 12), 0);
+        assert_int_equal(lookup(&c, 1, "moved", &node), 0);
+        assert_int_equal(node, inner);
+        assert_int_equal(lookup(&c, inner, "outer", &node), 0);
+        assert_int_equal(lookup(&c, outer, "x", &node), -ENOENT);
+        end(&c);
+}
+
+/*
  * A directory that turns into a link to the outside and back, while requests name what is in it; and a file that turns into a
  * link to the secret, while it is opened, written and changed.
  */
@@ -860,7 +890,8 @@ int main(void)
                 cmocka_unit_test(test_init),         cmocka_unit_test(test_read_write),   cmocka_unit_test(test_names),
                 cmocka_unit_test(test_attributes),   cmocka_unit_test(test_owner),        cmocka_unit_test(test_plain_user),
                 cmocka_unit_test(test_xattrs),       cmocka_unit_test(test_directories),  cmocka_unit_test(test_readonly),
-                cmocka_unit_test(test_escape_names), cmocka_unit_test(test_escape_links), cmocka_unit_test(test_escape_race),
+                cmocka_unit_test(test_escape_names), cmocka_unit_test(test_escape_links),
+                cmocka_unit_test(test_moved_parent), cmocka_unit_test(test_escape_race),
                 cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_save_load), cmocka_unit_test(test_errors),
         };
 

@@ -179,6 +179,38 @@ static void test_console_output(void **state)
         assert_int_equal(f->out[f->out_bytes - 1], '!');
 }
 
+static size_t host_takes_all(void *ctx, const uint8_t *bytes, size_t size_bytes)
+{
+        ((struct fixture *)ctx)->out_bytes += size_bytes;
+        return size_bytes;
+}
+
+/* A chain that is longer than what one wake-up of the loop may cost comes whole all the same. */
+static void test_console_long_chain(void **state)
+{
+        struct fixture *f = *state;
+        struct char_backend backend = { .write = host_takes_all, .ctx = f };
+        uint64_t gpa = test_alloc(&f->bed, 1500000);
+        struct test_buffer out[7];
+
+        for (unsigned i = 0; i < ARRAY_SIZE(out); i++)
+                out[i] = (struct test_buffer){ gpa, 1500000 };
+        assert_int_equal(virtio_console_new(&f->bed.host, f->bed.pci, "virtio-console0", &backend, &f->dev, NULL), 0);
+        start(f, VIRTIO_CONSOLE, RING, 2, 8);
+        assert_true(test_ring_add(&f->ring[1], out, ARRAY_SIZE(out), NULL, 0, f));
+        test_ring_kick(&f->ring[1]);
+        uv_run(&f->bed.loop, UV_RUN_NOWAIT);
+        assert_in_range(f->out_bytes, 1, 2 << 20);
+        assert_ptr_equal(wait_used(f, 1), f);
+        assert_int_equal(f->out_bytes, 7 * 1500000);
+        /* The next one starts at its beginning. */
+        out[0].size = 1 << 20;
+        assert_true(test_ring_add(&f->ring[1], out, 1, NULL, 0, f));
+        test_ring_kick(&f->ring[1]);
+        assert_ptr_equal(wait_used(f, 1), f);
+        assert_int_equal(f->out_bytes, 7 * 1500000 + (1 << 20));
+}
+
 static void test_console_input(void **state)
 {
         struct fixture *f = *state;
@@ -305,6 +337,26 @@ static void test_balloon_queue3(void **state)
         test_ring_kick(&f->ring[3]);
         wait_used(f, 3);
         assert_int_equal(*(uint8_t *)test_at(&f->bed, pages, 1), 0);
+}
+
+/* One page a thousand times, and one more that is past what a chain may cost. */
+static void test_balloon_long_chain(void **state)
+{
+        struct fixture *f = *state;
+        uint64_t gpa = test_alloc(&f->bed, 8192), pages = test_alloc(&f->bed, 2 * 4096);
+        uint32_t *pfn = test_at(&f->bed, gpa, 8192);
+        uint8_t *bytes = test_at(&f->bed, pages, 2 * 4096);
+
+        assert_int_equal(virtio_balloon_new(&f->bed.host, f->bed.pci, "virtio-balloon0", &f->dev, NULL), 0);
+        start(f, VIRTIO_BALLOON, RING, 2, 8);
+        memset(bytes, 0xaa, 2 * 4096);
+        for (unsigned i = 0; i <= 1024; i++)
+                pfn[i] = (uint32_t)(pages / 4096) + i / 1024;
+        assert_true(test_ring_add(&f->ring[0], &(struct test_buffer){ gpa, 1025 * 4 }, 1, NULL, 0, f));
+        test_ring_kick(&f->ring[0]);
+        wait_used(f, 0);
+        assert_int_equal(bytes[0], 0);
+        assert_int_equal(bytes[4096], 0xaa);
 }
 
 static void test_balloon_stats(void **state)
@@ -744,6 +796,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 TEST(test_rng),         TEST(test_console_output),   TEST(test_console_input),
                 TEST(test_balloon),     TEST(test_balloon_queue3),   TEST(test_balloon_stats),
+                TEST(test_balloon_long_chain), TEST(test_console_long_chain),
                 TEST(test_blk),         TEST(test_blk_threads),      TEST(test_blk_ranges),
                 TEST(test_blk_many),    TEST(test_blk_many_threads), TEST(test_blk_readonly),
                 TEST(test_blk_layouts), TEST(test_blk_reset),        TEST(test_blk_save_load),

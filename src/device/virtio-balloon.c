@@ -23,6 +23,7 @@
 
 #define QUEUE_SIZE 128
 #define PAGES_AT_ONCE 256
+#define PAGES_MAX 1024 /* of one chain; drivers send 256 or as many as one page has room for, 1024 */
 #define BUDGET 64
 
 enum { INFLATE, DEFLATE, STATS, HINT, REPORT, QUEUES };
@@ -117,13 +118,15 @@ static bool inflate_pages(struct balloon *balloon, uint32_t *page, unsigned coun
         return true;
 }
 
+/* A chain can name the same few pages a billion times: what is past PAGES_MAX stays the guest's memory, or the loop would stand. */
 static bool inflate(struct balloon *balloon, const struct virtio_chain *chain)
 {
         uint32_t page[PAGES_AT_ONCE];
+        size_t end = MIN((size_t)chain->out_bytes, PAGES_MAX * sizeof(page[0]));
         size_t offset = 0;
 
-        while (chain->out_bytes - offset >= sizeof(page[0])) {
-                size_t got = iov_to_buf(chain->out, chain->out_count, offset, page, sizeof(page)) / sizeof(page[0]);
+        while (end - offset >= sizeof(page[0])) {
+                size_t got = iov_to_buf(chain->out, chain->out_count, offset, page, MIN(sizeof(page), end - offset)) / sizeof(page[0]);
 
                 if (!inflate_pages(balloon, page, (unsigned)got))
                         return false;

@@ -16,6 +16,7 @@
 #define FIFO_BYTES 4096
 #define CHUNK_BYTES 4096
 #define BUDGET 64
+#define BUDGET_BYTES (1u << 20) /* a chain can have 4 GiB, and a backend without a listener takes all */
 
 #define RECEIVE 0
 #define TRANSMIT 1
@@ -120,17 +121,20 @@ static size_t to_host(struct console *console, const uint8_t *bytes, size_t size
         return console->backend.write ? console->backend.write(console->backend.ctx, bytes, size_bytes) : size_bytes;
 }
 
-/* The rest of a chain; false when the backend is full. */
-static bool send_chain(struct console *console, const struct virtio_chain *chain)
+/* The rest of a chain; false when the backend is full, or the budget spent (0 is left of it then). */
+static bool send_chain(struct console *console, const struct virtio_chain *chain, size_t *budget)
 {
         uint8_t bytes[CHUNK_BYTES];
 
         while (console->sent_bytes < chain->out_bytes) {
-                size_t part = iov_to_buf(chain->out, chain->out_count, console->sent_bytes, bytes, sizeof(bytes));
+                size_t part = iov_to_buf(chain->out, chain->out_count, console->sent_bytes, bytes, MIN(sizeof(bytes), *budget));
                 size_t taken = MIN(to_host(console, bytes, part), part);
 
                 console->sent_bytes += (uint32_t)taken;
+                *budget -= taken;
                 if (taken < part)
+                        return false;
+                if (!*budget && console->sent_bytes < chain->out_bytes)
                         return false;
         }
         console->sent_bytes = 0;
@@ -141,19 +145,20 @@ static void drain_transmit_queue(struct console *console)
 {
         struct virtio *v = &console->v;
         struct virtio_chain chain;
+        size_t bytes = BUDGET_BYTES;
         unsigned budget;
 
-        for (budget = BUDGET; budget; budget--) {
+        for (budget = BUDGET; budget && bytes; budget--) {
                 if (virtqueue_pop(v, TRANSMIT, &console->iov, &chain) <= 0)
                         break;
-                if (!send_chain(console, &chain)) {
+                if (!send_chain(console, &chain, &bytes)) {
                         virtqueue_unpop(v, TRANSMIT, &chain);
                         break;
                 }
                 virtqueue_push(v, TRANSMIT, &chain, 0);
         }
         virtqueue_interrupt(v, TRANSMIT);
-        if (!budget)
+        if (!budget || !bytes)
                 virtio_wake(v, TRANSMIT);
 }
 

@@ -12,7 +12,9 @@ static inline void fuzz_kernel(const uint8_t *bytes, size_t size)
         static struct guest_memory mem;
         static struct x86_state state;
         static char path[] = "fuzz", command_line[] = "quiet";
-        struct load_input in = { .initrd.fd = -1, .low_end = FUZZ_MEMORY_BYTES, .rsdp = 0xe0000, .ranges = 1, .command_line = command_line };
+        struct load_input in = {
+                .initrd.fd = -1, .low_end = FUZZ_MEMORY_BYTES, .rsdp = 0xe0000, .ranges = 1, .command_line = command_line
+        };
         struct err err = ERR_INIT;
 
         if (!size)

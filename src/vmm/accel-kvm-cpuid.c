@@ -2,8 +2,8 @@
  * CPUID under KVM: what the kernel can offer, less what Virta does not save or the model does not have, with each processor's
  * place in the topology. One socket, one thread a core.
  *
- * Source: Linux Documentation/virt/kvm/api.rst (KVM_GET_SUPPORTED_CPUID), x86/cpuid.rst; Intel SDM vol. 2A "CPUID"; AMD APM vol. 3
- * appendix E.
+ * Source: Linux Documentation/virt/kvm/api.rst (KVM_GET_SUPPORTED_CPUID), x86/cpuid.rst; Intel SDM vol. 2A "CPUID"; AMD APM vol.
+ * 3 appendix E.
  */
 #include <errno.h>
 
@@ -104,9 +104,9 @@ static void remove_unsaved(struct kvm *kvm)
                 case 1:
                         entry->ecx &= ~(F1C_MONITOR | F1C_VMX);
                         break;
-                case 0xa: /* performance monitoring */
-                case 0x12: /* SGX */
-                case 0x14: /* processor trace */
+                case 0xa:        /* performance monitoring */
+                case 0x12:       /* SGX */
+                case 0x14:       /* processor trace */
                 case 0x8000000a: /* SVM */
                 case 0x80000022: /* AMD performance monitoring */
                         entry->eax = entry->ebx = entry->ecx = entry->edx = 0;
@@ -206,7 +206,9 @@ static int ensure(struct kvm_cpuid2 *cpuid, uint32_t leaf, uint32_t subleaf, uns
         if (cpuid->nent >= room)
                 return -ENOSPC;
         cpuid->entries[cpuid->nent++] = (struct kvm_cpuid_entry2){
-                .function = leaf, .index = subleaf, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                .function = leaf,
+                .index = subleaf,
+                .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
         };
         return 0;
 }

@@ -3,10 +3,9 @@
  *
  * Some hosts offer a /dev/kvm with no VT-x or AMD-V behind it, which emulates most guest code at about a million instructions a
  * second and cannot boot a stock kernel. Opening the device and asking for capabilities does not tell; running code does. The
- * guest is a loop of loads, stores, arithmetic, calls and branches; its result is checked against the same loop here. The speed is
- * by this thread's processor time, so that a busy host does not make a good KVM look bad.
- * Limits: PROBE_LIMIT_NS of wall time, enforced by a repeating timer signal that ends KVM_RUN. A first short run, which makes the
- * kernel's page tables, has longer.
+ * guest is a loop of loads, stores, arithmetic, calls and branches; its result is checked against the same loop here. The speed
+ * is by this thread's processor time, so that a busy host does not make a good KVM look bad. Limits: PROBE_LIMIT_NS of wall time,
+ * enforced by a repeating timer signal that ends KVM_RUN. A first short run, which makes the kernel's page tables, has longer.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -114,14 +113,25 @@ static int probe_memory(struct probe *p, struct err *err)
 static struct kvm_segment flat(uint16_t selector, uint8_t type, bool code64)
 {
         return (struct kvm_segment){
-                .selector = selector, .type = type, .limit = UINT32_MAX, .present = 1, .s = 1, .g = 1, .l = code64, .db = !code64,
+                .selector = selector,
+                .type = type,
+                .limit = UINT32_MAX,
+                .present = 1,
+                .s = 1,
+                .g = 1,
+                .l = code64,
+                .db = !code64,
         };
 }
 
 static int probe_registers(struct probe *p, uint64_t rounds, struct err *err)
 {
         struct kvm_regs regs = {
-                .rip = PROBE_CODE, .rsp = PROBE_STACK, .rsi = PROBE_DATA, .rcx = rounds, .rflags = X86_FLAG_FIXED,
+                .rip = PROBE_CODE,
+                .rsp = PROBE_STACK,
+                .rsi = PROBE_DATA,
+                .rcx = rounds,
+                .rflags = X86_FLAG_FIXED,
         };
         struct kvm_sregs sregs;
         int r = kvm_ioctl(p->vcpu, KVM_GET_SREGS, &sregs);
@@ -235,8 +245,8 @@ static int probe_measure(struct probe *p, double *speed, struct err *err)
                         r = probe_run(p, clock_ns(CLOCK_MONOTONIC) + PROBE_LIMIT_NS, err);
                 spent_ns = MAX(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_ns, UINT64_C(1));
         } else if (r == 0) {
-                return err_set(err, -EOPNOTSUPP, "KVM did not run %u instructions in %u ms", PROBE_WARM_UP * PROBE_ROUND_INSTRUCTIONS,
-                               (unsigned)(PROBE_WARM_UP_LIMIT_NS / 1000000));
+                return err_set(err, -EOPNOTSUPP, "KVM did not run %u instructions in %u ms",
+                               PROBE_WARM_UP * PROBE_ROUND_INSTRUCTIONS, (unsigned)(PROBE_WARM_UP_LIMIT_NS / 1000000));
         }
         if (r < 0)
                 return r;
@@ -264,7 +274,8 @@ int kvm_probe(double *million_instructions_s, struct err *err)
         if (r < 0)
                 return r;
         if (speed < PROBE_MILLION_INSTRUCTIONS_S_MIN)
-                return err_set(err, -EOPNOTSUPP, "KVM here runs only %.2f million instructions a second: there is no VT-x or AMD-V behind it",
+                return err_set(err, -EOPNOTSUPP,
+                               "KVM here runs only %.2f million instructions a second: there is no VT-x or AMD-V behind it",
                                speed);
         return 0;
 }

@@ -43,7 +43,10 @@ static const struct {
         uint32_t index;
         size_t offset;
 } state_msrs[] = {
-#define MSR(index, member) { index, offsetof(struct x86_state, member) }
+#define MSR(index, member)                                \
+        {                                                 \
+                index, offsetof(struct x86_state, member) \
+        }
         MSR(MSR_TSC_ADJUST, tsc_adjust),
         MSR(MSR_SPEC_CTRL, spec_ctrl),
         MSR(MSR_SYSENTER_CS, sysenter_cs),
@@ -53,13 +56,32 @@ static const struct {
         MSR(MSR_PAT, pat),
         MSR(MSR_MTRR_DEF_TYPE, mtrr_def_type),
         MSR(0x250, mtrr_fixed[0]),
-        MSR(0x258, mtrr_fixed[1]), MSR(0x259, mtrr_fixed[2]),
-        MSR(0x268, mtrr_fixed[3]), MSR(0x269, mtrr_fixed[4]), MSR(0x26a, mtrr_fixed[5]), MSR(0x26b, mtrr_fixed[6]),
-        MSR(0x26c, mtrr_fixed[7]), MSR(0x26d, mtrr_fixed[8]), MSR(0x26e, mtrr_fixed[9]), MSR(0x26f, mtrr_fixed[10]),
-        MSR(0x200, mtrr_var[0]), MSR(0x201, mtrr_var[1]), MSR(0x202, mtrr_var[2]), MSR(0x203, mtrr_var[3]),
-        MSR(0x204, mtrr_var[4]), MSR(0x205, mtrr_var[5]), MSR(0x206, mtrr_var[6]), MSR(0x207, mtrr_var[7]),
-        MSR(0x208, mtrr_var[8]), MSR(0x209, mtrr_var[9]), MSR(0x20a, mtrr_var[10]), MSR(0x20b, mtrr_var[11]),
-        MSR(0x20c, mtrr_var[12]), MSR(0x20d, mtrr_var[13]), MSR(0x20e, mtrr_var[14]), MSR(0x20f, mtrr_var[15]),
+        MSR(0x258, mtrr_fixed[1]),
+        MSR(0x259, mtrr_fixed[2]),
+        MSR(0x268, mtrr_fixed[3]),
+        MSR(0x269, mtrr_fixed[4]),
+        MSR(0x26a, mtrr_fixed[5]),
+        MSR(0x26b, mtrr_fixed[6]),
+        MSR(0x26c, mtrr_fixed[7]),
+        MSR(0x26d, mtrr_fixed[8]),
+        MSR(0x26e, mtrr_fixed[9]),
+        MSR(0x26f, mtrr_fixed[10]),
+        MSR(0x200, mtrr_var[0]),
+        MSR(0x201, mtrr_var[1]),
+        MSR(0x202, mtrr_var[2]),
+        MSR(0x203, mtrr_var[3]),
+        MSR(0x204, mtrr_var[4]),
+        MSR(0x205, mtrr_var[5]),
+        MSR(0x206, mtrr_var[6]),
+        MSR(0x207, mtrr_var[7]),
+        MSR(0x208, mtrr_var[8]),
+        MSR(0x209, mtrr_var[9]),
+        MSR(0x20a, mtrr_var[10]),
+        MSR(0x20b, mtrr_var[11]),
+        MSR(0x20c, mtrr_var[12]),
+        MSR(0x20d, mtrr_var[13]),
+        MSR(0x20e, mtrr_var[14]),
+        MSR(0x20f, mtrr_var[15]),
         MSR(MSR_STAR, star),
         MSR(MSR_LSTAR, lstar),
         MSR(MSR_CSTAR, cstar),
@@ -80,33 +102,42 @@ static uint64_t *state_msr(struct x86_state *state, unsigned i)
         return (uint64_t *)((char *)state + state_msrs[i].offset);
 }
 
-struct one_msr {
-        struct kvm_msrs head;
-        struct kvm_msr_entry entry;
+union one_msr {
+        struct kvm_msrs list; /* of one entry, which has its room here: */
+        uint8_t room[sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)];
 };
 
 int kvm_msr_read(struct kvm_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
-        struct one_msr msr = { .head.nmsrs = 1, .entry.index = index };
-        int r = kvm_ioctl(vcpu->fd, KVM_GET_MSRS, &msr);
+        union one_msr msr = { .room = { 0 } };
+        int r;
 
+        msr.list.nmsrs = 1;
+        msr.list.entries[0].index = index;
+        r = kvm_ioctl(vcpu->fd, KVM_GET_MSRS, &msr);
         if (r == 1)
-                *value = msr.entry.data;
+                *value = msr.list.entries[0].data;
         return r == 1 ? 0 : r < 0 ? r : -ENOENT;
 }
 
 int kvm_msr_write(struct kvm_vcpu *vcpu, uint32_t index, uint64_t value)
 {
-        struct one_msr msr = { .head.nmsrs = 1, .entry = { .index = index, .data = value } };
-        int r = kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &msr);
+        union one_msr msr = { .room = { 0 } };
+        int r;
 
+        msr.list.nmsrs = 1;
+        msr.list.entries[0].index = index;
+        msr.list.entries[0].data = value;
+        r = kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &msr);
         return r == 1 ? 0 : r < 0 ? r : -ENOENT;
 }
 
 int kvm_tsc_offset(struct kvm_vcpu *vcpu, uint64_t *offset)
 {
         struct kvm_device_attr attr = {
-                .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset,
+                .group = KVM_VCPU_TSC_CTRL,
+                .attr = KVM_VCPU_TSC_OFFSET,
+                .addr = (uintptr_t)offset,
         };
 
         if (!vcpu->kvm->has_tsc_offset)
@@ -117,7 +148,9 @@ int kvm_tsc_offset(struct kvm_vcpu *vcpu, uint64_t *offset)
 int kvm_set_tsc_offset(struct kvm_vcpu *vcpu, uint64_t offset)
 {
         struct kvm_device_attr attr = {
-                .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset,
+                .group = KVM_VCPU_TSC_CTRL,
+                .attr = KVM_VCPU_TSC_OFFSET,
+                .addr = (uintptr_t)&offset,
         };
 
         if (!vcpu->kvm->has_tsc_offset)
@@ -146,10 +179,12 @@ static int set_paused_tsc(struct kvm_vcpu *vcpu, uint64_t tsc)
 /* ---- struct kvm_regs and kvm_sregs ---- */
 
 static const size_t gpr_offsets[16] = {
-        offsetof(struct kvm_regs, rax), offsetof(struct kvm_regs, rcx), offsetof(struct kvm_regs, rdx), offsetof(struct kvm_regs, rbx),
-        offsetof(struct kvm_regs, rsp), offsetof(struct kvm_regs, rbp), offsetof(struct kvm_regs, rsi), offsetof(struct kvm_regs, rdi),
-        offsetof(struct kvm_regs, r8),  offsetof(struct kvm_regs, r9),  offsetof(struct kvm_regs, r10), offsetof(struct kvm_regs, r11),
-        offsetof(struct kvm_regs, r12), offsetof(struct kvm_regs, r13), offsetof(struct kvm_regs, r14), offsetof(struct kvm_regs, r15),
+        offsetof(struct kvm_regs, rax), offsetof(struct kvm_regs, rcx), offsetof(struct kvm_regs, rdx),
+        offsetof(struct kvm_regs, rbx), offsetof(struct kvm_regs, rsp), offsetof(struct kvm_regs, rbp),
+        offsetof(struct kvm_regs, rsi), offsetof(struct kvm_regs, rdi), offsetof(struct kvm_regs, r8),
+        offsetof(struct kvm_regs, r9),  offsetof(struct kvm_regs, r10), offsetof(struct kvm_regs, r11),
+        offsetof(struct kvm_regs, r12), offsetof(struct kvm_regs, r13), offsetof(struct kvm_regs, r14),
+        offsetof(struct kvm_regs, r15),
 };
 
 static void segment_from_kvm(struct x86_segment *to, const struct kvm_segment *from)
@@ -157,9 +192,10 @@ static void segment_from_kvm(struct x86_segment *to, const struct kvm_segment *f
         to->selector = from->selector;
         to->base = from->base;
         to->limit = from->limit;
-        to->access = (uint32_t)(from->type & 0xf) | (uint32_t)(from->s & 1) << 4 | (uint32_t)(from->dpl & 3) << X86_ACCESS_DPL_SHIFT |
-                     (uint32_t)(from->present & 1) << 7 | (uint32_t)(from->avl & 1) << 12 | (uint32_t)(from->l & 1) << 13 |
-                     (uint32_t)(from->db & 1) << 14 | (uint32_t)(from->g & 1) << 15 | (uint32_t)(from->unusable & 1) << 16;
+        to->access = (uint32_t)(from->type & 0xf) | (uint32_t)(from->s & 1) << 4 |
+                     (uint32_t)(from->dpl & 3) << X86_ACCESS_DPL_SHIFT | (uint32_t)(from->present & 1) << 7 |
+                     (uint32_t)(from->avl & 1) << 12 | (uint32_t)(from->l & 1) << 13 | (uint32_t)(from->db & 1) << 14 |
+                     (uint32_t)(from->g & 1) << 15 | (uint32_t)(from->unusable & 1) << 16;
 }
 
 static void segment_to_kvm(struct kvm_segment *to, const struct x86_segment *from)
@@ -181,8 +217,9 @@ static void segment_to_kvm(struct kvm_segment *to, const struct x86_segment *fro
 }
 
 static const size_t segment_offsets[X86_SEGS] = {
-        [X86_ES] = offsetof(struct kvm_sregs, es), [X86_CS] = offsetof(struct kvm_sregs, cs), [X86_SS] = offsetof(struct kvm_sregs, ss),
-        [X86_DS] = offsetof(struct kvm_sregs, ds), [X86_FS] = offsetof(struct kvm_sregs, fs), [X86_GS] = offsetof(struct kvm_sregs, gs),
+        [X86_ES] = offsetof(struct kvm_sregs, es), [X86_CS] = offsetof(struct kvm_sregs, cs),
+        [X86_SS] = offsetof(struct kvm_sregs, ss), [X86_DS] = offsetof(struct kvm_sregs, ds),
+        [X86_FS] = offsetof(struct kvm_sregs, fs), [X86_GS] = offsetof(struct kvm_sregs, gs),
 };
 
 static int get_registers(struct kvm_vcpu *vcpu, struct x86_state *state)
@@ -220,8 +257,12 @@ static int set_registers(struct kvm_vcpu *vcpu, const struct x86_state *state)
         struct kvm_sregs sregs = {
                 .gdt = { .base = state->gdtr.base, .limit = state->gdtr.limit },
                 .idt = { .base = state->idtr.base, .limit = state->idtr.limit },
-                .cr0 = state->cr0, .cr2 = state->cr2, .cr3 = state->cr3, .cr4 = state->cr4,
-                .efer = state->efer, .apic_base = state->apic_base,
+                .cr0 = state->cr0,
+                .cr2 = state->cr2,
+                .cr3 = state->cr3,
+                .cr4 = state->cr4,
+                .efer = state->efer,
+                .apic_base = state->apic_base,
         };
         struct kvm_sregs now;
         int r = kvm_ioctl(vcpu->fd, KVM_GET_SREGS, &now);
@@ -372,7 +413,9 @@ static int get_events(struct kvm_vcpu *vcpu, struct x86_state *state)
 static int set_events(struct kvm_vcpu *vcpu, const struct x86_state *state)
 {
         struct kvm_mp_state mp = {
-                .mp_state = state->wait_for_sipi ? KVM_MP_STATE_UNINITIALIZED : state->halted ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE,
+                .mp_state = state->wait_for_sipi ? KVM_MP_STATE_UNINITIALIZED
+                            : state->halted      ? KVM_MP_STATE_HALTED
+                                                 : KVM_MP_STATE_RUNNABLE,
         };
         struct kvm_vcpu_events events = {
                 .exception = {
@@ -405,7 +448,9 @@ static int get_debug(struct kvm_vcpu *vcpu, struct x86_state *state)
 static int set_debug(struct kvm_vcpu *vcpu, const struct x86_state *state)
 {
         struct kvm_debugregs debug = {
-                .db = { state->dr[0], state->dr[1], state->dr[2], state->dr[3] }, .dr6 = state->dr[6], .dr7 = state->dr[7],
+                .db = { state->dr[0], state->dr[1], state->dr[2], state->dr[3] },
+                .dr6 = state->dr[6],
+                .dr7 = state->dr[7],
         };
 
         return vcpu->kvm->has_debug_regs ? kvm_ioctl(vcpu->fd, KVM_SET_DEBUGREGS, &debug) : 0;
@@ -545,7 +590,8 @@ static int parse_saved(struct kvm_vcpu *vcpu, struct cursor *body, struct saved 
                 return err_set(err, -EBADMSG, "the saved vCPU has %" PRIu32 " bytes of vector state, this processor %zu",
                                saved->area_bytes, vcpu->kvm->xsave_bytes);
         saved->area = cursor_take(body, saved->area_bytes);
-        if (cursor_get(body, &saved->lapic, sizeof(saved->lapic)) < 0 || cursor_get(body, &saved->events, sizeof(saved->events)) < 0)
+        if (cursor_get(body, &saved->lapic, sizeof(saved->lapic)) < 0 ||
+            cursor_get(body, &saved->events, sizeof(saved->events)) < 0)
                 return err_set(err, -EBADMSG, "the saved vCPU is cut short");
         saved->mp_state = cursor_le32(body);
         saved->msrs = cursor_le32(body);

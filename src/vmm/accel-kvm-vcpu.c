@@ -1,10 +1,11 @@
 /*
  * Running a vCPU under KVM: the loop around KVM_RUN, its exits, and the kick.
  *
- * A kick sets immediate_exit, then sends a signal when the thread may be inside KVM_RUN. The thread clears immediate_exit after it
- * came back and before its caller looks at what it was kicked for. So a kick before, during or after the system call is seen:
+ * A kick sets immediate_exit, then sends a signal when the thread may be inside KVM_RUN. The thread clears immediate_exit after
+ * it came back and before its caller looks at what it was kicked for. So a kick before, during or after the system call is seen:
  *
- *      kicker: immediate_exit = 1; if in_kernel: signal          vCPU: in_kernel = 1; KVM_RUN; in_kernel = 0; immediate_exit = 0; look
+ *      kicker: immediate_exit = 1; if in_kernel: signal          vCPU: in_kernel = 1; KVM_RUN; in_kernel = 0; immediate_exit = 0;
+ * look
  *
  * Source: Linux Documentation/virt/kvm/api.rst, "The kvm_run structure".
  */
@@ -131,7 +132,8 @@ static enum vcpu_exit exit_internal_error(struct kvm_vcpu *vcpu, struct err *err
         kvm_ioctl(vcpu->fd, KVM_GET_REGS, &regs);
         err_set(err, -EIO, "KVM cannot go on with vCPU %u at 0x%" PRIx64 ": %s (suberror %u, data%s)", vcpu->vcpu.index,
                 (uint64_t)regs.rip,
-                run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION ? "an instruction that it cannot emulate" : "internal error",
+                run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION ? "an instruction that it cannot emulate"
+                                                                       : "internal error",
                 run->internal.suberror, data);
         return VCPU_EXIT_FAILED;
 }

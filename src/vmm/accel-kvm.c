@@ -74,8 +74,8 @@ static void send_message(void *ctx, uint64_t address, uint32_t data)
         (void)kvm_ioctl(kvm->vm_fd, KVM_SIGNAL_MSI, &msi);
 }
 
-static int kvm_doorbell(struct accel *accel, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match_value,
-                        uint32_t value, int eventfd)
+static int kvm_doorbell(struct accel *accel, bool add, enum bus_space space, uint64_t address, unsigned size_bytes,
+                        bool match_value, uint32_t value, int eventfd)
 {
         struct kvm_ioeventfd bell = {
                 .datamatch = value,
@@ -91,24 +91,24 @@ static int kvm_doorbell(struct accel *accel, bool add, enum bus_space space, uin
 
 static void kvm_ioapic_changed(struct accel *accel, const uint64_t level_vectors[4])
 {
-        struct {
-                struct kvm_irq_routing head;
-                struct kvm_irq_routing_entry entry[IOAPIC_PINS];
-        } routes = { 0 };
+        union {
+                struct kvm_irq_routing list; /* of at most so many entries: */
+                uint8_t room[sizeof(struct kvm_irq_routing) + IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)];
+        } routes = { .room = { 0 } };
         struct kvm *kvm = to_kvm(accel);
 
         pthread_mutex_lock(&kvm->routes_lock);
         if (memcmp(kvm->level_vectors, level_vectors, sizeof(kvm->level_vectors))) {
                 memcpy(kvm->level_vectors, level_vectors, sizeof(kvm->level_vectors));
-                for (unsigned vector = 0; vector < 256 && routes.head.nr < IOAPIC_PINS; vector++) {
+                for (unsigned vector = 0; vector < 256 && routes.list.nr < IOAPIC_PINS; vector++) {
                         if (!(level_vectors[vector / 64] >> vector % 64 & 1))
                                 continue;
-                        routes.entry[routes.head.nr] = (struct kvm_irq_routing_entry){
-                                .gsi = routes.head.nr,
+                        routes.list.entries[routes.list.nr] = (struct kvm_irq_routing_entry){
+                                .gsi = routes.list.nr,
                                 .type = KVM_IRQ_ROUTING_MSI,
                                 .u.msi = { .address_lo = MSI_ALL_CPUS, .data = vector | MSI_LEVEL_ASSERT },
                         };
-                        routes.head.nr++;
+                        routes.list.nr++;
                 }
                 (void)kvm_ioctl(kvm->vm_fd, KVM_SET_GSI_ROUTING, &routes);
         }
@@ -222,7 +222,8 @@ static int check_capabilities(struct kvm *kvm, struct err *err)
                 if (!has(kvm, needed[i].capability))
                         return err_set(err, -ENOTSUP, "KVM here has no %s", needed[i].text);
         if (most > 0 && kvm->count > (unsigned)most)
-                return err_set(err, -EINVAL, "KVM here runs at most %d processors in a machine, %u are asked for", most, kvm->count);
+                return err_set(err, -EINVAL, "KVM here runs at most %d processors in a machine, %u are asked for", most,
+                               kvm->count);
         kvm->has_xcrs = has(kvm, KVM_CAP_XCRS);
         kvm->has_debug_regs = has(kvm, KVM_CAP_DEBUGREGS);
         kvm->has_clock_control = has(kvm, KVM_CAP_KVMCLOCK_CTRL);

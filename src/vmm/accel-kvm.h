@@ -41,7 +41,7 @@ struct kvm {
 
         bool has_xcrs, has_tsc_offset, has_debug_regs, has_clock_control;
         size_t run_bytes, xsave_bytes;
-        uint32_t avx_offset;      /* of the upper halves in the XSAVE area; 0: no AVX */
+        uint32_t avx_offset; /* of the upper halves in the XSAVE area; 0: no AVX */
         struct kvm_cpuid2 *cpuid;
         struct kvm_msr_list *msrs;
 

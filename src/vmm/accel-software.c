@@ -1,9 +1,9 @@
 /*
  * The software accelerator: processors of src/cpu, one local APIC of src/device each, and what connects them to the machine.
  *
- * Doorbells are looked up before the bus: a store to one of their addresses writes the eventfd and is over. The guest's TSC is the
- * host's plus an offset for each processor; while the machine is paused it is paused_tsc + offset, and resume moves all offsets by
- * the time that has passed.
+ * Doorbells are looked up before the bus: a store to one of their addresses writes the eventfd and is over. The guest's TSC is
+ * the host's plus an offset for each processor; while the machine is paused it is paused_tsc + offset, and resume moves all
+ * offsets by the time that has passed.
  *
  * Locks: doorbells have a read-write lock that is never held across a call. A local APIC calls its processor's request functions
  * from any thread; they only set bits and wake.
@@ -105,8 +105,8 @@ static bool ring(struct software *software, enum bus_space space, uint64_t addre
 
 static bool same_bell(const struct doorbell *a, const struct doorbell *b)
 {
-        return a->space == b->space && a->address == b->address && a->size_bytes == b->size_bytes && a->match_value == b->match_value &&
-               (!a->match_value || a->value == b->value) && a->eventfd == b->eventfd;
+        return a->space == b->space && a->address == b->address && a->size_bytes == b->size_bytes &&
+               a->match_value == b->match_value && (!a->match_value || a->value == b->value) && a->eventfd == b->eventfd;
 }
 
 static int software_doorbell(struct accel *accel, bool add, enum bus_space space, uint64_t address, unsigned size_bytes,
@@ -229,9 +229,16 @@ static int64_t hypercall(void *ctx, uint64_t nr, const uint64_t arg[4])
 }
 
 static const struct x86_platform platform = {
-        .mmio_read = mmio_read, .mmio_write = mmio_write, .pio_read = pio_read, .pio_write = pio_write,
-        .interrupt_ack = interrupt_ack, .tpr_read = tpr_read, .tpr_write = tpr_write,
-        .apic_msr_read = apic_msr_read, .apic_msr_write = apic_msr_write, .hypercall = hypercall,
+        .mmio_read = mmio_read,
+        .mmio_write = mmio_write,
+        .pio_read = pio_read,
+        .pio_write = pio_write,
+        .interrupt_ack = interrupt_ack,
+        .tpr_read = tpr_read,
+        .tpr_write = tpr_write,
+        .apic_msr_read = apic_msr_read,
+        .apic_msr_write = apic_msr_write,
+        .hypercall = hypercall,
 };
 
 /* ---- what the local APIC sees (struct lapic_processor) ---- */
@@ -437,9 +444,13 @@ static int make_vcpu(struct software *software, unsigned index, struct err *err)
         state->tsc_offset = -software->paused_tsc; /* the guest's TSC starts at 0 */
         x86_cpu_state_changed(vcpu->cpu);
         lapic_connect(vcpu->lapic, &(struct lapic_processor){
-                .interrupt = processor_interrupt, .nmi = processor_nmi, .init = processor_init, .sipi = processor_sipi,
-                .tsc = processor_tsc, .ctx = vcpu,
-        });
+                                           .interrupt = processor_interrupt,
+                                           .nmi = processor_nmi,
+                                           .init = processor_init,
+                                           .sipi = processor_sipi,
+                                           .tsc = processor_tsc,
+                                           .ctx = vcpu,
+                                   });
         return 0;
 }
 

@@ -45,14 +45,15 @@ struct accel_ops {
         /* No vCPU runs any more. */
         void (*free)(struct accel *accel);
         /* device_host.doorbell; any thread. */
-        int (*doorbell)(struct accel *accel, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match_value,
-                        uint32_t value, int eventfd);
+        int (*doorbell)(struct accel *accel, bool add, enum bus_space space, uint64_t address, unsigned size_bytes,
+                        bool match_value, uint32_t value, int eventfd);
 
         /* The 8259's INTR wire and how to acknowledge it; I/O APIC's end-of-interrupt. */
         void (*connect_pic)(struct accel *accel, int (*ack)(void *ctx), void *ctx);
         void (*extint)(struct accel *accel, bool level); /* any thread */
         void (*connect_ioapic)(struct accel *accel, void (*eoi)(void *ctx, uint8_t vector), void *ctx);
-        /* Which vectors of the I/O APIC are level-triggered, when its table changed (KVM's EOI exits); may be NULL. Any thread. */
+        /* Which vectors of the I/O APIC are level-triggered, when its table changed (KVM's EOI exits); may be NULL. Any thread.
+         */
         void (*ioapic_changed)(struct accel *accel, const uint64_t level_vectors[4]);
 
         struct accel_vcpu *(*vcpu)(struct accel *accel, unsigned index);

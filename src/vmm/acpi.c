@@ -142,11 +142,11 @@ static void put_fadt(struct writer *out, uint64_t facs, uint64_t dsdt)
         writer_le16(out, BOOT_LEGACY_DEVICES | BOOT_NO_VGA);
         writer_u8(out, 0);
         writer_le32(out, FADT_WBINVD | FADT_PROC_C1 | FADT_SLEEP_BUTTON_NONE | FADT_RTC_WAKE_NONE | FADT_TIMER_32BIT |
-                    FADT_RESET_REGISTER);
+                                 FADT_RESET_REGISTER);
         gas(out, GAS_IO, BOARD_PORT_RESET, 8, 1);
         writer_u8(out, BOARD_RESET_VALUE);
         writer_le16(out, 0);
-        writer_u8(out, 5); /* minor version: 6.5 */
+        writer_u8(out, 5);   /* minor version: 6.5 */
         writer_le64(out, 0); /* X_FIRMWARE_CTRL: the 32-bit one is given (§5.2.9: only one of them) */
         writer_le64(out, dsdt);
         gas(out, GAS_IO, BOARD_PORT_PM1_EVENT, 32, 2);

@@ -13,8 +13,8 @@
 #define ACPI_END 0x100000u
 
 struct acpi_config {
-        unsigned cpus;                      /* APIC IDs 0 … cpus - 1 */
-        uint64_t window64, window64_size;   /* for 64-bit BARs; size 0: none */
+        unsigned cpus;                    /* APIC IDs 0 … cpus - 1 */
+        uint64_t window64, window64_size; /* for 64-bit BARs; size 0: none */
         bool hpet;
 };
 

@@ -23,9 +23,9 @@
 #define WINDOW_MEMORY 0u
 #define WINDOW_IO 1u
 #define WINDOW_BUS 2u
-#define WINDOW_FLAGS 0x0cu      /* producer, positive decode, minimum and maximum fixed */
+#define WINDOW_FLAGS 0x0cu       /* producer, positive decode, minimum and maximum fixed */
 #define WINDOW_MEMORY_TYPE 0x01u /* read-write, non-cacheable */
-#define WINDOW_IO_TYPE 0x03u    /* entire range */
+#define WINDOW_IO_TYPE 0x03u     /* entire range */
 
 size_t aml_open(struct writer *out, unsigned opcode)
 {

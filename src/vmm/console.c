@@ -34,23 +34,23 @@ struct queue {
 struct console {
         struct console_host host;
         enum vmm_serial kind;
-        char *path;             /* of the unix socket, removed at the end */
-        int in, out;            /* -1: none */
-        int listener;           /* unix: waits for who connects */
-        bool own_fds;           /* in and out are to be closed */
+        char *path;   /* of the unix socket, removed at the end */
+        int in, out;  /* -1: none */
+        int listener; /* unix: waits for who connects */
+        bool own_fds; /* in and out are to be closed */
         bool terminal;
         size_t chunk;
 
-        pthread_mutex_t lock;   /* queues and flags */
+        pthread_mutex_t lock; /* queues and flags */
         struct queue output, input;
         bool output_refused, input_closed, stop;
         pthread_t thread;
         bool has_thread;
-        int wake;               /* eventfd to the thread */
-        uv_async_t async;       /* to the loop */
+        int wake;         /* eventfd to the thread */
+        uv_async_t async; /* to the loop */
         bool has_async;
-        atomic_bool writable;   /* tell the device */
-        bool escape;            /* Ctrl-A was typed; loop's thread */
+        atomic_bool writable; /* tell the device */
+        bool escape;          /* Ctrl-A was typed; loop's thread */
 };
 
 /*
@@ -353,7 +353,11 @@ static size_t input_bytes(struct console *console, const uint8_t *bytes, size_t 
         static const struct {
                 uint8_t key;
                 enum console_command command;
-        } keys[] = { { 'x', CONSOLE_END }, { 'h', CONSOLE_HELP }, { '?', CONSOLE_HELP }, { 'c', CONSOLE_MONITOR }, { 'b', CONSOLE_BREAK } };
+        } keys[] = { { 'x', CONSOLE_END },
+                     { 'h', CONSOLE_HELP },
+                     { '?', CONSOLE_HELP },
+                     { 'c', CONSOLE_MONITOR },
+                     { 'b', CONSOLE_BREAK } };
         const uint8_t *escape;
         size_t plain;
 
@@ -415,7 +419,8 @@ static int open_socket(struct console *console, const char *path, struct err *er
         int r;
 
         if (strlen(path) >= sizeof(address.sun_path))
-                return err_set(err, -ENAMETOOLONG, "the serial socket's path '%s' has more than %zu bytes", path, sizeof(address.sun_path) - 1);
+                return err_set(err, -ENAMETOOLONG, "the serial socket's path '%s' has more than %zu bytes", path,
+                               sizeof(address.sun_path) - 1);
         strcpy(address.sun_path, path);
         console->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (console->listener < 0)

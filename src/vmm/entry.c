@@ -1,9 +1,9 @@
 /*
  * The processor's state at a kernel's first instruction.
  *
- * 64-bit entry (boot.rst "64-bit Boot Protocol"): long mode with identity pages for kernel, boot_params and command line; CS 0x10 and
- * DS, ES, SS 0x18 flat; interrupts off; RSI has boot_params. PVH entry (Xen docs/misc/pvh.pandoc): protected mode without paging,
- * flat segments, a busy TSS, EBX has the start info. Page table bits: Intel SDM vol. 3A table 4-15, 4-16, 4-18.
+ * 64-bit entry (boot.rst "64-bit Boot Protocol"): long mode with identity pages for kernel, boot_params and command line; CS 0x10
+ * and DS, ES, SS 0x18 flat; interrupts off; RSI has boot_params. PVH entry (Xen docs/misc/pvh.pandoc): protected mode without
+ * paging, flat segments, a busy TSS, EBX has the start info. Page table bits: Intel SDM vol. 3A table 4-15, 4-16, 4-18.
  */
 #include "vmm/load.h"
 
@@ -37,7 +37,9 @@ static uint64_t descriptor(uint32_t access)
 static struct x86_segment segment(uint16_t selector, uint32_t access)
 {
         return (struct x86_segment){
-                .selector = selector, .access = access, .limit = access & X86_ACCESS_S ? UINT32_MAX : TSS_LIMIT,
+                .selector = selector,
+                .access = access,
+                .limit = access & X86_ACCESS_S ? UINT32_MAX : TSS_LIMIT,
         };
 }
 

@@ -31,7 +31,8 @@ static int check_header(const struct load_input *in, const struct setup_header *
                 return err_set(err, -ENOEXEC, "kernel '%s' (boot protocol %u.%02u) has no 64-bit entry; give a kernel for x86-64",
                                in->kernel.path, hdr->version >> 8, hdr->version & 0xff);
         if (!(hdr->loadflags & LOADED_HIGH))
-                return err_set(err, -ENOEXEC, "kernel '%s' is a zImage, which loads below 1 MiB; give a bzImage", in->kernel.path);
+                return err_set(err, -ENOEXEC, "kernel '%s' is a zImage, which loads below 1 MiB; give a bzImage",
+                               in->kernel.path);
         if (hdr->relocatable_kernel && (!is_power_of_two(hdr->kernel_alignment) || hdr->kernel_alignment > 1u << 30))
                 return err_set(err, -EBADMSG, "kernel '%s' asks for an alignment of 0x%" PRIx32, in->kernel.path,
                                hdr->kernel_alignment);

@@ -43,8 +43,8 @@ static int read_header(const struct load_file *file, struct elf *elf, struct err
                 return 0;
         elf->is64 = head.ident[EI_CLASS] == ELFCLASS64;
         if (elf->is64 ? head.h64.e_machine != EM_X86_64 : head.h32.e_machine != EM_386 && head.h32.e_machine != EM_X86_64)
-                return err_set(err, -ENOEXEC, "kernel '%s' is for another processor (ELF machine %u); give one for x86-64", file->path,
-                               elf->is64 ? head.h64.e_machine : head.h32.e_machine);
+                return err_set(err, -ENOEXEC, "kernel '%s' is for another processor (ELF machine %u); give one for x86-64",
+                               file->path, elf->is64 ? head.h64.e_machine : head.h32.e_machine);
         if ((elf->is64 ? head.h64.e_type : head.h32.e_type) != ET_EXEC)
                 return err_set(err, -ENOEXEC, "kernel '%s' is an ELF file but not an executable one", file->path);
         elf->entry = elf->is64 ? head.h64.e_entry : head.h32.e_entry;
@@ -78,8 +78,9 @@ static int read_segment(const struct load_file *file, const struct elf *elf, uns
         else
                 *seg = (struct segment){ ph.p32.p_type, ph.p32.p_offset, ph.p32.p_paddr, ph.p32.p_filesz, ph.p32.p_memsz };
         if (seg->file_bytes && (seg->offset > file->size_bytes || seg->file_bytes > file->size_bytes - seg->offset))
-                return err_set(err, -EBADMSG, "kernel '%s' is cut short: segment %u ends at byte %" PRIu64 ", the file has %" PRIu64,
-                               file->path, index, seg->offset + seg->file_bytes, file->size_bytes);
+                return err_set(err, -EBADMSG,
+                               "kernel '%s' is cut short: segment %u ends at byte %" PRIu64 ", the file has %" PRIu64, file->path,
+                               index, seg->offset + seg->file_bytes, file->size_bytes);
         return 0;
 }
 
@@ -121,7 +122,8 @@ static int load_segment(const struct load_input *in, struct guest_memory *mem, c
         int r;
 
         if (seg->file_bytes > seg->memory_bytes)
-                return err_set(err, -EBADMSG, "kernel '%s' has a segment at 0x%" PRIx64 " with more bytes in the file than in memory",
+                return err_set(err, -EBADMSG,
+                               "kernel '%s' has a segment at 0x%" PRIx64 " with more bytes in the file than in memory",
                                in->kernel.path, seg->gpa);
         r = load_check_range(in, "segments", seg->gpa, seg->memory_bytes, err);
         if (r >= 0)
@@ -165,7 +167,8 @@ int load_elf(const struct load_input *in, struct guest_memory *mem, struct load_
                 entry_loaded = seg.type == PT_LOAD && entry - seg.gpa < seg.memory_bytes;
         }
         if (!entry_loaded)
-                return err_set(err, -EBADMSG, "kernel '%s' starts at 0x%" PRIx64 ", where it has no segment", in->kernel.path, entry);
+                return err_set(err, -EBADMSG, "kernel '%s' starts at 0x%" PRIx64 ", where it has no segment", in->kernel.path,
+                               entry);
         kernel->entry = entry;
         kernel->end = end;
         kernel->initrd_end = UINT32_MAX;

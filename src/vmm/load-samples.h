@@ -12,10 +12,20 @@
 static inline size_t sample_bzimage(uint8_t *bytes, uint32_t size)
 {
         struct setup_header hdr = {
-                .setup_sects = 1, .syssize = (size + 15) / 16, .boot_flag = 0xaa55, .jump = 0xeb | 0x6a << 8, .header = 0x53726448,
-                .version = 0x20f, .loadflags = LOADED_HIGH, .initrd_addr_max = 0x7fffffff, .kernel_alignment = 0x200000,
-                .relocatable_kernel = 1, .xloadflags = XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G, .cmdline_size = 2047,
-                .pref_address = 0x1000000, .init_size = 0x100000,
+                .setup_sects = 1,
+                .syssize = (size + 15) / 16,
+                .boot_flag = 0xaa55,
+                .jump = 0xeb | 0x6a << 8,
+                .header = 0x53726448,
+                .version = 0x20f,
+                .loadflags = LOADED_HIGH,
+                .initrd_addr_max = 0x7fffffff,
+                .kernel_alignment = 0x200000,
+                .relocatable_kernel = 1,
+                .xloadflags = XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G,
+                .cmdline_size = 2047,
+                .pref_address = 0x1000000,
+                .init_size = 0x100000,
         };
 
         memset(bytes, 0, 1024 + size);
@@ -28,12 +38,23 @@ static inline size_t sample_bzimage(uint8_t *bytes, uint32_t size)
 static inline size_t sample_elf(uint8_t *bytes, const void *code, uint32_t size, bool pvh)
 {
         Elf64_Ehdr eh = {
-                .e_ident = { 0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT }, .e_type = ET_EXEC, .e_machine = EM_X86_64,
-                .e_version = EV_CURRENT, .e_entry = 0x100000, .e_phoff = sizeof(eh), .e_ehsize = sizeof(eh),
-                .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = pvh ? 2 : 1,
+                .e_ident = { 0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT },
+                .e_type = ET_EXEC,
+                .e_machine = EM_X86_64,
+                .e_version = EV_CURRENT,
+                .e_entry = 0x100000,
+                .e_phoff = sizeof(eh),
+                .e_ehsize = sizeof(eh),
+                .e_phentsize = sizeof(Elf64_Phdr),
+                .e_phnum = pvh ? 2 : 1,
         };
         Elf64_Phdr ph[2] = {
-                { .p_type = PT_LOAD, .p_flags = PF_R | PF_X, .p_offset = 256, .p_paddr = 0x100000, .p_vaddr = 0x100000, .p_filesz = size,
+                { .p_type = PT_LOAD,
+                  .p_flags = PF_R | PF_X,
+                  .p_offset = 256,
+                  .p_paddr = 0x100000,
+                  .p_vaddr = 0x100000,
+                  .p_filesz = size,
                   .p_memsz = size + 4096 },
                 { .p_type = PT_NOTE, .p_offset = 224, .p_filesz = 20, .p_memsz = 20 },
         };

@@ -96,7 +96,8 @@ int load_into(const struct load_file *file, uint64_t offset, struct guest_memory
                 return 0;
         to = guest_memory_at(mem, gpa, size_bytes);
         if (!to)
-                return err_set(err, -EFAULT, "no memory for %" PRIu64 " bytes of '%s' at 0x%" PRIx64, size_bytes, file->path, gpa);
+                return err_set(err, -EFAULT, "no memory for %" PRIu64 " bytes of '%s' at 0x%" PRIx64, size_bytes, file->path,
+                               gpa);
         if (offset > file->size_bytes || size_bytes > file->size_bytes - offset)
                 return err_set(err, -EBADMSG, "'%s' is cut short: %" PRIu64 " bytes, it needs %" PRIu64, file->path,
                                file->size_bytes, offset + size_bytes);
@@ -125,8 +126,10 @@ int load_check_range(const struct load_input *in, const char *what, uint64_t gpa
                 return err_set(err, -EBADMSG, "kernel '%s': %s at 0x%" PRIx64 " (0x%" PRIx64 " bytes) does not lie above 1 MiB",
                                in->kernel.path, what, gpa, size_bytes);
         if (gpa + size_bytes > in->low_end)
-                return err_set(err, -ENOMEM, "kernel '%s' needs memory up to 0x%" PRIx64 " for its %s, the machine's ends at 0x%" PRIx64
-                               "; give it more with --memory", in->kernel.path, gpa + size_bytes, what, in->low_end);
+                return err_set(err, -ENOMEM,
+                               "kernel '%s' needs memory up to 0x%" PRIx64 " for its %s, the machine's ends at 0x%" PRIx64
+                               "; give it more with --memory",
+                               in->kernel.path, gpa + size_bytes, what, in->low_end);
         return 0;
 }
 
@@ -142,14 +145,16 @@ static int place_initrd(const struct load_input *in, const struct load_kernel *k
         if (in->initrd.fd < 0)
                 return 0;
         if (from > end || size > end - from || align_down(end - size, GUEST_PAGE_SIZE) < from)
-                return err_set(err, -ENOMEM, "initrd '%s' has %" PRIu64 " MiB, between the kernel and 0x%" PRIx64
-                               " there is room for %" PRIu64 " MiB; give the machine more with --memory", in->initrd.path,
-                               (size >> 20) + 1, end, from > end ? 0 : (end - from) >> 20);
+                return err_set(err, -ENOMEM,
+                               "initrd '%s' has %" PRIu64 " MiB, between the kernel and 0x%" PRIx64 " there is room for %" PRIu64
+                               " MiB; give the machine more with --memory",
+                               in->initrd.path, (size >> 20) + 1, end, from > end ? 0 : (end - from) >> 20);
         *gpa = align_down(end - size, GUEST_PAGE_SIZE);
         return load_into(&in->initrd, 0, mem, *gpa, size, err);
 }
 
-static int put_command_line(const struct load_input *in, const struct load_kernel *kernel, struct guest_memory *mem, struct err *err)
+static int put_command_line(const struct load_input *in, const struct load_kernel *kernel, struct guest_memory *mem,
+                            struct err *err)
 {
         size_t length = strlen(in->command_line);
 
@@ -177,8 +182,8 @@ static int put_setup_data(struct guest_memory *mem, struct err *err)
         return 0;
 }
 
-static int put_boot_params(const struct load_input *in, const struct load_kernel *kernel, uint64_t initrd, struct guest_memory *mem,
-                           struct err *err)
+static int put_boot_params(const struct load_input *in, const struct load_kernel *kernel, uint64_t initrd,
+                           struct guest_memory *mem, struct err *err)
 {
         _cleanup_free_ struct boot_params *bp = calloc(1, sizeof(*bp));
 
@@ -198,7 +203,9 @@ static int put_boot_params(const struct load_input *in, const struct load_kernel
         bp->acpi_rsdp_addr = in->rsdp;
         for (unsigned i = 0; i < in->ranges; i++)
                 bp->e820_table[i] = (struct boot_e820_entry){
-                        .addr = in->e820[i].start, .size = in->e820[i].size_bytes, .type = in->e820[i].type,
+                        .addr = in->e820[i].start,
+                        .size = in->e820[i].size_bytes,
+                        .type = in->e820[i].type,
                 };
         bp->e820_entries = (uint8_t)in->ranges;
         if (guest_memory_write(mem, LOAD_BOOT_PARAMS, bp, sizeof(*bp)) < 0)

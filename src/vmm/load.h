@@ -56,7 +56,8 @@ struct load_input {
 };
 
 /* Opens the files; initrd may be NULL. Says no to directories, devices, empty files and command lines over 64 KiB. */
-int load_open(struct load_input *in, const char *kernel, const char *initrd, const char *command_line, struct err *err) _must_check_;
+int load_open(struct load_input *in, const char *kernel, const char *initrd, const char *command_line,
+              struct err *err) _must_check_;
 void load_close(struct load_input *in);
 
 /*
@@ -91,8 +92,10 @@ int load_into(const struct load_file *file, uint64_t offset, struct guest_memory
 /* Zeroes guest memory. */
 int load_zero(struct guest_memory *mem, uint64_t gpa, uint64_t size_bytes, struct err *err) _must_check_;
 /* 0 when [gpa, gpa + size_bytes) is RAM between LOAD_HIGH and low_end; else -ENOMEM or -EBADMSG in words. */
-int load_check_range(const struct load_input *in, const char *what, uint64_t gpa, uint64_t size_bytes, struct err *err) _must_check_;
+int load_check_range(const struct load_input *in, const char *what, uint64_t gpa, uint64_t size_bytes,
+                     struct err *err) _must_check_;
 
 /* entry.c: registers, descriptor table and page tables for the two ways in. */
-int entry_long_mode(struct guest_memory *mem, uint64_t rip, uint64_t boot_params, struct x86_state *state, struct err *err) _must_check_;
+int entry_long_mode(struct guest_memory *mem, uint64_t rip, uint64_t boot_params, struct x86_state *state,
+                    struct err *err) _must_check_;
 int entry_pvh(struct guest_memory *mem, uint64_t rip, uint64_t start_info, struct x86_state *state, struct err *err) _must_check_;

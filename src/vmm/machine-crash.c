@@ -97,7 +97,8 @@ static void format_code(const struct guest_memory *mem, const struct x86_state *
 /* AMD-V keeps nothing of a processor that shut down: KVM then shows it as after INIT (Linux arch/x86/kvm/svm). */
 static bool lost(const struct machine *machine, const struct x86_state *state)
 {
-        return machine->ops == &accel_kvm_ops && state->rip == 0xfff0 && state->seg[X86_CS].selector == 0xf000 && !state->gpr[X86_RSP];
+        return machine->ops == &accel_kvm_ops && state->rip == 0xfff0 && state->seg[X86_CS].selector == 0xf000 &&
+               !state->gpr[X86_RSP];
 }
 
 void machine_print_crash(struct machine *machine, unsigned index)

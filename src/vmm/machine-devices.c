@@ -72,7 +72,7 @@ static int make_board(struct machine *machine, struct err *err)
                 .window64 = machine->layout.window64,
                 .window64_size = machine->layout.window64_size,
         };
-        int r = machine->ops->new(&machine->host, machine->config.cpus, machine->config.cpu_model, &machine->accel, err);
+        int r = machine->ops->new (&machine->host, machine->config.cpus, machine->config.cpu_model, &machine->accel, err);
 
         if (r >= 0)
                 r = board_new(&machine->host, &config, &machine->board, err);
@@ -95,13 +95,15 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         struct device *dev;
         struct block *disk;
         char id[32];
-        int r = block_open(machine->host.loop, config->path, config->format, config->readonly ? BLOCK_OPEN_READONLY : 0, &disk, err);
+        int r = block_open(machine->host.loop, config->path, config->format, config->readonly ? BLOCK_OPEN_READONLY : 0, &disk,
+                           err);
 
         if (r < 0)
                 return r;
         machine->disk[machine->disks++] = disk;
         snprintf(id, sizeof(id), "virtio-blk%u", index);
-        r = virtio_blk_new(&machine->host, machine->board->pci, id, disk, NULL, MIN(machine->config.cpus, DISK_QUEUES_MAX), &dev, err);
+        r = virtio_blk_new(&machine->host, machine->board->pci, id, disk, NULL, MIN(machine->config.cpus, DISK_QUEUES_MAX), &dev,
+                           err);
         return r < 0 ? r : add_device(machine, dev, err);
 }
 
@@ -128,7 +130,9 @@ static int make_share(struct machine *machine, unsigned index, struct err *err)
 {
         const struct vmm_share *share = &machine->config.share[index];
         char id[32], tag[32] = "share";
-        struct virtio_fs_config config = { .dir = share->path, .tag = share->tag ? share->tag : tag, .readonly = share->readonly };
+        struct virtio_fs_config config = { .dir = share->path,
+                                           .tag = share->tag ? share->tag : tag,
+                                           .readonly = share->readonly };
         struct virtio *fs;
         int r;
 

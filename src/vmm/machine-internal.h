@@ -55,7 +55,7 @@ struct machine {
         unsigned running;       /* vCPUs that are in accel->run */
         bool stop;              /* threads end */
         struct machine_vcpu vcpu[VMM_CPUS_MAX];
-        struct err failure;     /* of the first vCPU that failed */
+        struct err failure; /* of the first vCPU that failed */
         unsigned shutdown_vcpu;
 
         /* From any thread to the main thread. */

@@ -41,14 +41,15 @@ int machine_layout(uint64_t memory_bytes, unsigned physical_bits, struct machine
         uint64_t top;
 
         if (memory_bytes < VMM_MEMORY_MIN_BYTES || memory_bytes > VMM_MEMORY_MAX_BYTES || memory_bytes % GUEST_PAGE_SIZE)
-                return err_set(err, -EINVAL, "memory of %" PRIu64 " KiB: it must be from %" PRIu64 " MiB to %" PRIu64
-                               " GiB, in steps of 4 KiB", memory_bytes >> 10, VMM_MEMORY_MIN_BYTES >> 20, VMM_MEMORY_MAX_BYTES >> 30);
+                return err_set(err, -EINVAL,
+                               "memory of %" PRIu64 " KiB: it must be from %" PRIu64 " MiB to %" PRIu64 " GiB, in steps of 4 KiB",
+                               memory_bytes >> 10, VMM_MEMORY_MIN_BYTES >> 20, VMM_MEMORY_MAX_BYTES >> 30);
         *layout = (struct machine_layout){ .low_bytes = MIN(memory_bytes, (uint64_t)BOARD_HOLE) };
         layout->high_bytes = memory_bytes - layout->low_bytes;
         top = BOARD_FIRMWARE_END + layout->high_bytes;
         if (top > limit)
-                return err_set(err, -EINVAL, "memory of %" PRIu64 " MiB: the processor has addresses of %u bits only", memory_bytes >> 20,
-                               physical_bits);
+                return err_set(err, -EINVAL, "memory of %" PRIu64 " MiB: the processor has addresses of %u bits only",
+                               memory_bytes >> 20, physical_bits);
         /* Room to grow to twice the memory, as far as the processor's addresses go. */
         layout->window64 = MAX(WINDOW64_LOWEST, align_up(2 * top, BOARD_WINDOW64_SIZE));
         layout->window64_size = BOARD_WINDOW64_SIZE;
@@ -412,8 +413,8 @@ static int check_config(const struct vmm_config *config, struct err *err)
         if (config->cpus > VMM_CPUS_MAX)
                 return err_set(err, -EINVAL, "%u processors: 1 to %u are possible", config->cpus, VMM_CPUS_MAX);
         if (config->disks > VMM_DISKS_MAX || config->nets > VMM_NETS_MAX || config->shares > VMM_SHARES_MAX)
-                return err_set(err, -EINVAL, "at most %u disks, %u network cards and %u shared directories are possible", VMM_DISKS_MAX,
-                               VMM_NETS_MAX, VMM_SHARES_MAX);
+                return err_set(err, -EINVAL, "at most %u disks, %u network cards and %u shared directories are possible",
+                               VMM_DISKS_MAX, VMM_NETS_MAX, VMM_SHARES_MAX);
         return 0;
 }
 

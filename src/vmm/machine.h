@@ -15,8 +15,8 @@
  */
 #pragma once
 
-#include "vmm/accel.h"
 #include "base/sandbox.h"
+#include "vmm/accel.h"
 #include "vmm/vmm.h"
 
 struct machine;
@@ -62,9 +62,9 @@ int machine_reset(struct machine *machine, struct err *err) _must_check_;
 void machine_power_button(struct machine *machine);
 
 /*
- * The machine's state as records: "machine" (what it is made of), "board", each device on the PCI bus, each vCPU. Memory's contents are
- * not in it. The machine must be paused; one whose guest has just asked for its end or a reset is -ESHUTDOWN. A load into a machine that is made of other parts is -EINVAL; one that fails in the
- * middle leaves it reset.
+ * The machine's state as records: "machine" (what it is made of), "board", each device on the PCI bus, each vCPU. Memory's
+ * contents are not in it. The machine must be paused; one whose guest has just asked for its end or a reset is -ESHUTDOWN. A load
+ * into a machine that is made of other parts is -EINVAL; one that fails in the middle leaves it reset.
  */
 int machine_save(struct machine *machine, struct writer *out, struct err *err) _must_check_;
 int machine_load(struct machine *machine, struct cursor *in, struct err *err) _must_check_;

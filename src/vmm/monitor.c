@@ -9,14 +9,8 @@ static const struct {
         const char *name;
         enum monitor_command command;
 } commands[] = {
-        { "status", MONITOR_STATUS },
-        { "power", MONITOR_POWER_BUTTON },
-        { "reset", MONITOR_RESET },
-        { "pause", MONITOR_PAUSE },
-        { "resume", MONITOR_RESUME },
-        { "quit", MONITOR_QUIT },
-        { "close", MONITOR_CLOSE },
-        { "help", MONITOR_HELP },
+        { "status", MONITOR_STATUS }, { "power", MONITOR_POWER_BUTTON }, { "reset", MONITOR_RESET }, { "pause", MONITOR_PAUSE },
+        { "resume", MONITOR_RESUME }, { "quit", MONITOR_QUIT },          { "close", MONITOR_CLOSE }, { "help", MONITOR_HELP },
 };
 
 const char *monitor_help(void)

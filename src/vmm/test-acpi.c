@@ -1,6 +1,6 @@
 /*
- * The ACPI tables: checksums and links here, their meaning by somebody else's program: iasl takes each apart and, for what it wrote,
- * compiles it again without an error or a warning (left out, and said so, where iasl is not installed).
+ * The ACPI tables: checksums and links here, their meaning by somebody else's program: iasl takes each apart and, for what it
+ * wrote, compiles it again without an error or a warning (left out, and said so, where iasl is not installed).
  */
 #include "base/test.h"
 
@@ -28,7 +28,9 @@ static uint32_t le32(const uint8_t *at)
 
 static void build(unsigned cpus, bool hpet, struct writer *out)
 {
-        const struct acpi_config config = { .cpus = cpus, .hpet = hpet, .window64 = UINT64_C(64) << 30, .window64_size = UINT64_C(32) << 30 };
+        const struct acpi_config config = {
+                .cpus = cpus, .hpet = hpet, .window64 = UINT64_C(64) << 30, .window64_size = UINT64_C(32) << 30
+        };
         struct err err = ERR_INIT;
 
         assert_int_equal(acpi_tables(&config, out, &err), 0);
@@ -108,7 +110,8 @@ static void recompile(const char *dir, const char *name)
 
         snprintf(command, sizeof(command),
                  "iasl -d %s.dat && ! grep -iE 'error|warning|unknown|invalid' %s.dsl && iasl -p again %s.dsl && "
-                 "grep -q '0 Errors, 0 Warnings' log || { grep -q 'Compilation successful' log && ! grep -E '[1-9][0-9]* Errors' log; }",
+                 "grep -q '0 Errors, 0 Warnings' log || { grep -q 'Compilation successful' log && ! grep -E '[1-9][0-9]* Errors' "
+                 "log; }",
                  name, name, name);
         if (run_in(dir, command)) {
                 snprintf(command, sizeof(command), "cat %s/log", dir);

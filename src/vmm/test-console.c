@@ -336,14 +336,10 @@ static void monitor_edits_lines(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(file_gets_everything),
-                cmocka_unit_test(socket_clients_come_and_go),
-                cmocka_unit_test(full_queue_is_told),
-                cmocka_unit_test(slow_guest_loses_nothing),
-                cmocka_unit_test(terminal_is_raw_and_put_back),
-                cmocka_unit_test(crash_puts_the_terminal_back),
-                cmocka_unit_test(bad_paths_are_refused),
-                cmocka_unit_test(monitor_edits_lines),
+                cmocka_unit_test(file_gets_everything),         cmocka_unit_test(socket_clients_come_and_go),
+                cmocka_unit_test(full_queue_is_told),           cmocka_unit_test(slow_guest_loses_nothing),
+                cmocka_unit_test(terminal_is_raw_and_put_back), cmocka_unit_test(crash_puts_the_terminal_back),
+                cmocka_unit_test(bad_paths_are_refused),        cmocka_unit_test(monitor_edits_lines),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

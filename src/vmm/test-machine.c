@@ -1,8 +1,10 @@
 /*
- * A whole machine with small guests of its own: it runs to power-off, is paused, reset, saved in the middle of its work and gone on
- * with in another machine, and ends as it should on resets and triple faults. Broken saved states are refused and harm nothing.
+ * A whole machine with small guests of its own: it runs to power-off, is paused, reset, saved in the middle of its work and gone
+ * on with in another machine, and ends as it should on resets and triple faults. Broken saved states are refused and harm
+ * nothing.
  *
- * With VIRTA_GUEST it is Linux that is frozen and goes on. VIRTA_TEST_ACCEL names the accelerator (software); tests/kvm/run runs this inside of a true KVM.
+ * With VIRTA_GUEST it is Linux that is frozen and goes on. VIRTA_TEST_ACCEL names the accelerator (software); tests/kvm/run runs
+ * this inside of a true KVM.
  */
 #include "base/test.h"
 
@@ -51,51 +53,51 @@ __asm__(".pushsection .rodata\n"
         "       mov $'.', %al\n"
         "       call 8f\n"
         "       cmp $(" STRINGIFY(ROUNDS) " << 16), %ebx\n"
-        "       jb 1b\n"
-        "       mov %ecx, %ebp\n"
-        "       call 5f\n"
-        "       movd %xmm0, %ebp\n"
-        "       call 5f\n"
-        "       fistpl 0x200004\n"
-        "       mov 0x200004, %ebp\n"
-        "       add 0x200000, %ebp\n"
-        "       call 5f\n"
-        "       mov $0x604, %dx\n"
-        "       mov $(5 << 10 | 1 << 13), %ax\n"
-        "       out %ax, %dx\n"
-        "2:     hlt\n"
-        "       jmp 2b\n"
-        /* EBP in hexadecimal. */
-        "5:     mov $8, %esi\n"
-        "6:     rol $4, %ebp\n"
-        "       mov %ebp, %eax\n"
-        "       and $15, %al\n"
-        "       add $'0', %al\n"
-        "       cmp $'9', %al\n"
-        "       jbe 7f\n"
-        "       add $('a' - '9' - 1), %al\n"
-        "7:     call 8f\n"
-        "       dec %esi\n"
-        "       jnz 6b\n"
-        "       ret\n"
-        /* AL to the serial line. */
-        "8:     mov %al, %ah\n"
-        "9:     mov $0x3fd, %dx\n"
-        "       in %dx, %al\n"
-        "       test $0x20, %al\n"
-        "       jz 9b\n"
-        "       mov $0x3f8, %dx\n"
-        "       mov %ah, %al\n"
-        "       out %al, %dx\n"
-        "       ret\n"
-        "sum_guest_end:\n"
-        ".code64\n"
-        ".popsection\n");
+                                          "       jb 1b\n"
+                                          "       mov %ecx, %ebp\n"
+                                          "       call 5f\n"
+                                          "       movd %xmm0, %ebp\n"
+                                          "       call 5f\n"
+                                          "       fistpl 0x200004\n"
+                                          "       mov 0x200004, %ebp\n"
+                                          "       add 0x200000, %ebp\n"
+                                          "       call 5f\n"
+                                          "       mov $0x604, %dx\n"
+                                          "       mov $(5 << 10 | 1 << 13), %ax\n"
+                                          "       out %ax, %dx\n"
+                                          "2:     hlt\n"
+                                          "       jmp 2b\n"
+                                          /* EBP in hexadecimal. */
+                                          "5:     mov $8, %esi\n"
+                                          "6:     rol $4, %ebp\n"
+                                          "       mov %ebp, %eax\n"
+                                          "       and $15, %al\n"
+                                          "       add $'0', %al\n"
+                                          "       cmp $'9', %al\n"
+                                          "       jbe 7f\n"
+                                          "       add $('a' - '9' - 1), %al\n"
+                                          "7:     call 8f\n"
+                                          "       dec %esi\n"
+                                          "       jnz 6b\n"
+                                          "       ret\n"
+                                          /* AL to the serial line. */
+                                          "8:     mov %al, %ah\n"
+                                          "9:     mov $0x3fd, %dx\n"
+                                          "       in %dx, %al\n"
+                                          "       test $0x20, %al\n"
+                                          "       jz 9b\n"
+                                          "       mov $0x3f8, %dx\n"
+                                          "       mov %ah, %al\n"
+                                          "       out %al, %dx\n"
+                                          "       ret\n"
+                                          "sum_guest_end:\n"
+                                          ".code64\n"
+                                          ".popsection\n");
 extern const uint8_t sum_guest[], sum_guest_end[];
 
-static const uint8_t fault_guest[] = { 0x0f, 0x0b };                         /* ud2, with no IDT */
+static const uint8_t fault_guest[] = { 0x0f, 0x0b };                                                 /* ud2, with no IDT */
 static const uint8_t reset_guest[] = { 0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd }; /* out 6 to 0xcf9; hlt */
-static const uint8_t halt_guest[] = { 0xf4, 0xeb, 0xfd };                    /* hlt for ever */
+static const uint8_t halt_guest[] = { 0xf4, 0xeb, 0xfd };                                            /* hlt for ever */
 
 static void expected_result(char text[RESULT_DIGITS + 1])
 {
@@ -502,7 +504,8 @@ static struct rig *thaw(struct frozen *frozen, const struct vmm_config *config)
 
 static bool healthy(const char *log)
 {
-        static const char *const complaints[] = { "BUG:", "Oops", "Call Trace", "stall", "unstable", "hung task", "I/O error", "soft lockup" };
+        static const char *const complaints[] = { "BUG:",     "Oops",      "Call Trace", "stall",
+                                                  "unstable", "hung task", "I/O error",  "soft lockup" };
 
         for (size_t i = 0; i < ARRAY_SIZE(complaints); i++)
                 if (strstr(log, complaints[i]))
@@ -511,15 +514,20 @@ static bool healthy(const char *log)
 }
 
 /*
- * The example guest (scripts/guest), its whole demo, frozen and thawed again and again on the way: in the middle of its boot, of disk
- * writes, of anything. VIRTA_GUEST is its folder.
+ * The example guest (scripts/guest), its whole demo, frozen and thawed again and again on the way: in the middle of its boot, of
+ * disk writes, of anything. VIRTA_GUEST is its folder.
  */
 static void linux_goes_on_in_other_machines(void **state)
 {
         const char *guest = getenv("VIRTA_GUEST");
         char kernel[512], initrd[512], share[512], command[2048], disk[] = "/tmp/virta-machine-XXXXXX";
         struct vmm_config config = {
-                .kernel = kernel, .initrd = initrd, .memory_bytes = UINT64_C(192) << 20, .cpus = 2, .disks = 1, .shares = 1,
+                .kernel = kernel,
+                .initrd = initrd,
+                .memory_bytes = UINT64_C(192) << 20,
+                .cpus = 2,
+                .disks = 1,
+                .shares = 1,
                 .append = "console=ttyS0 loglevel=7 virta.demo virta.cpus=2",
         };
         struct rig *rig;

@@ -203,8 +203,9 @@ static void console_command(void *ctx, enum console_command command)
                 end(vmm, VMM_EXIT_OK);
                 break;
         case CONSOLE_HELP:
-                console_print(vmm->console, "\r\nCtrl-A x  end the machine\r\nCtrl-A c  monitor: status, power button, reset, quit\r\n"
-                                            "Ctrl-A b  send a break\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n");
+                console_print(vmm->console,
+                              "\r\nCtrl-A x  end the machine\r\nCtrl-A c  monitor: status, power button, reset, quit\r\n"
+                              "Ctrl-A b  send a break\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n");
                 break;
         case CONSOLE_MONITOR:
                 monitor_open(vmm, !vmm->in_monitor);
@@ -218,7 +219,10 @@ static void console_command(void *ctx, enum console_command command)
 static int open_console(struct vmm *vmm, struct err *err)
 {
         const struct console_host host = {
-                .input = console_input, .command = console_command, .writable = console_writable, .ctx = vmm,
+                .input = console_input,
+                .command = console_command,
+                .writable = console_writable,
+                .ctx = vmm,
         };
 
         if (vmm->config->serial == VMM_SERIAL_NONE)

@@ -26,10 +26,10 @@
 
 /* What vmm_run() gives in *exit_code. */
 enum vmm_exit {
-        VMM_EXIT_OK = 0,          /* the guest powered off, or the user ended it */
-        VMM_EXIT_FAILED = 1,      /* it could not go on; said so on standard error */
-        VMM_EXIT_USAGE = 2,       /* never from here: the CLI's */
-        VMM_EXIT_RESET = 3,       /* the guest reset with no_reboot */
+        VMM_EXIT_OK = 0,           /* the guest powered off, or the user ended it */
+        VMM_EXIT_FAILED = 1,       /* it could not go on; said so on standard error */
+        VMM_EXIT_USAGE = 2,        /* never from here: the CLI's */
+        VMM_EXIT_RESET = 3,        /* the guest reset with no_reboot */
         VMM_EXIT_TRIPLE_FAULT = 4, /* registers and code bytes were printed */
 };
 
@@ -49,10 +49,10 @@ enum vmm_serial { VMM_SERIAL_STDIO, VMM_SERIAL_FILE, VMM_SERIAL_UNIX, VMM_SERIAL
 
 /* Everything is borrowed for the time of vmm_run(). A struct of zeroes with kernel set is a machine with the defaults. */
 struct vmm_config {
-        const char *name;   /* NULL: "vm" */
-        const char *kernel; /* bzImage, PVH ELF or ELF vmlinux */
-        const char *initrd; /* NULL: none */
-        const char *append; /* the kernel's command line; NULL: "console=ttyS0" */
+        const char *name;      /* NULL: "vm" */
+        const char *kernel;    /* bzImage, PVH ELF or ELF vmlinux */
+        const char *initrd;    /* NULL: none */
+        const char *append;    /* the kernel's command line; NULL: "console=ttyS0" */
         uint64_t memory_bytes; /* 0: 512 MiB */
         unsigned cpus;         /* 0: 1 */
         const char *cpu_model; /* NULL: "max" */
@@ -60,7 +60,7 @@ struct vmm_config {
         enum vmm_serial serial;
         const char *serial_path; /* of FILE and UNIX */
         bool no_reboot;
-        bool no_sandbox; /* --sandbox off */
+        bool no_sandbox;        /* --sandbox off */
         const char *vsock_path; /* host unix socket of the guest's vsock; NULL: no such device */
         uint32_t vsock_cid;     /* 0: 3 */
         unsigned disks, nets, shares;

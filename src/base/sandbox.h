@@ -3,7 +3,8 @@
  *
  *   sandbox_isolate()   first thing, single-threaded. Must: enter new user, mount, network, IPC and UTS namespaces. Must not:
  *                       hide the file system yet, since disks and kernels are still to be opened.
- *   sandbox_confine()   when all is open, before the first byte from outside is acted on. Must: leave an empty root that has
+ *   sandbox_confine()   when all is open, before the first byte from outside is acted on, and single-threaded still: what it
+ *                       drops is the calling thread's and that of threads made later. Must: leave an empty root that has
  *                       only the directories given, drop every capability, set no_new_privs, Landlock, limits.
  *   sandbox_filter()    on each thread, with that thread's list of system calls. Must: be the last thing before its work.
  *

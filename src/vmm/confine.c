@@ -27,7 +27,10 @@
                 ALLOW(rt_sigreturn), ALLOW(rt_sigprocmask), ALLOW(sigaltstack), ALLOW(restart_syscall), ALLOW(getpid), \
                 ALLOW(gettid), ALLOW(getrandom), ALLOW(exit), ALLOW(exit_group)
 
-/* A vCPU: memory, doorbells (eventfds), timers (a timerfd), its own KVM descriptor, a kick to another vCPU's thread. */
+/*
+ * A vCPU: memory, doorbells (eventfds), timers (a timerfd), its own KVM descriptor, a kick to another vCPU's thread. A driver's
+ * reset of the vsock device, which ends its connections, happens here too.
+ */
 static const struct syscall_rule vcpu_rules[] = {
         ALLOW_THREAD,
         ALLOW_MEMORY,
@@ -37,6 +40,7 @@ static const struct syscall_rule vcpu_rules[] = {
         ALLOW_IF(ioctl, 1, 0xff00, 0xae00), /* KVM's own (linux/kvm.h: KVMIO) */
         ALLOW_OWN_PID(tgkill, 0),
         ALLOW(fallocate), /* the balloon gives memory back */
+        ALLOW(close), ALLOW(epoll_ctl), /* the sockets of vsock connections */
         ALLOW(rseq),
         ALLOW(set_robust_list),
 };
@@ -61,6 +65,7 @@ static const struct syscall_rule rules[] = {
         /* KVM's; the terminal's mode and size, but not TIOCSTI, which types into it */
         ALLOW_IF(ioctl, 1, 0xff00, 0xae00), ALLOW_IF(ioctl, 1, UINT32_MAX, TCGETS), ALLOW_IF(ioctl, 1, UINT32_MAX, TCSETS),
         ALLOW_IF(ioctl, 1, UINT32_MAX, TCSETSW), ALLOW_IF(ioctl, 1, UINT32_MAX, TCSETSF), ALLOW_IF(ioctl, 1, UINT32_MAX, TIOCGWINSZ),
+        ALLOW_IF(ioctl, 1, UINT32_MAX, TIOCGPGRP), ALLOW(getpgrp), ALLOW(getpgid), /* who is in the foreground */
         ALLOW_IF(ioctl, 1, UINT32_MAX, FIONREAD), ALLOW_IF(ioctl, 1, UINT32_MAX, FIONBIO), ALLOW_IF(ioctl, 1, UINT32_MAX, FIOCLEX),
         /* unix sockets of the console and vsock; the network namespace is empty */
         ALLOW_IF(socket, 0, UINT64_MAX, AF_UNIX), ALLOW(connect), ALLOW(accept4), ALLOW(shutdown), ALLOW(sendmsg), ALLOW(recvmsg),

@@ -467,9 +467,8 @@ static int open_host(struct console *console, enum vmm_serial kind, const char *
         return err_set(err, -EINVAL, "there is no serial line of kind %d", kind);
 }
 
-static int start(struct console *console, uv_loop_t *loop, struct err *err)
+static int make_queues(struct console *console, uv_loop_t *loop, struct err *err)
 {
-        sigset_t all, old;
         int r;
 
         console->output.bytes = malloc(OUTPUT_BYTES);
@@ -485,6 +484,14 @@ static int start(struct console *console, uv_loop_t *loop, struct err *err)
         if (r < 0)
                 return err_set(err, r, "cannot make the console's wake-up: %s", uv_strerror(r));
         console->has_async = true;
+        return 0;
+}
+
+int console_start(struct console *console, struct err *err)
+{
+        sigset_t all, old;
+        int r;
+
         sigfillset(&all);
         pthread_sigmask(SIG_BLOCK, &all, &old);
         r = pthread_create(&console->thread, NULL, console_thread, console);
@@ -510,7 +517,7 @@ int console_new(enum vmm_serial kind, const char *path, uv_loop_t *loop, const s
         pthread_mutex_init(&console->lock, NULL);
         r = open_host(console, kind, path, err);
         if (r >= 0)
-                r = start(console, loop, err);
+                r = make_queues(console, loop, err);
         if (r < 0) {
                 console_free(console);
                 return r;

@@ -32,9 +32,11 @@ struct console_host {
         void *ctx;
 };
 
-/* Opens the file or the socket and starts the thread; raw mode only comes with console_raw(). */
+/* Opens the file or the socket; output waits in the queue. Raw mode only comes with console_raw(). */
 int console_new(enum vmm_serial kind, const char *path, uv_loop_t *loop, const struct console_host *host,
                 struct console **console, struct err *err) _must_check_;
+/* Starts the thread. After sandbox_confine(), which drops the rights of the calling thread and of those it makes later. */
+int console_start(struct console *console, struct err *err) _must_check_;
 /* Writes what is queued, for at most a second, and puts the terminal back. The loop must run once more. */
 void console_free(struct console *console);
 

@@ -80,6 +80,7 @@ static struct host *host_new(enum vmm_serial kind, const char *path)
         host->room = sizeof(host->input);
         assert_int_equal(uv_loop_init(&host->loop), 0);
         assert_int_equal(console_new(kind, path, &host->loop, &to, &host->console, &err), 0);
+        assert_int_equal(console_start(host->console, &err), 0);
         return host;
 }
 

@@ -4,7 +4,7 @@
  * The order in which rights are given up:
  *
  *      network processes are started ─▶ accelerator is chosen (probe) ─▶ confine_isolate() ─▶ files, console and machine are
- *      opened and made ─▶ kernel is loaded ─▶ confine_enter() ─▶ vCPU threads (each: confine_vcpu()) ─▶ first guest instruction
+ *      opened and made ─▶ kernel is loaded ─▶ confine_enter() ─▶ threads: console, vCPUs (each: confine_vcpu()) ─▶ first instruction
  *
  * Ends: the machine says so (power-off, reset, triple fault, failure), the user does (Ctrl-A x, quit), or a signal's time is up.
  */
@@ -351,6 +351,8 @@ static int run(struct vmm *vmm, const int net_fd[VMM_NETS_MAX], struct err *err)
                 r = watch_signals(vmm, err);
         if (r >= 0)
                 r = enter_sandbox(vmm, err);
+        if (r >= 0 && vmm->console)
+                r = console_start(vmm->console, err);
         if (r >= 0)
                 r = machine_start(vmm->machine, err);
         if (r < 0)

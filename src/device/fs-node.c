@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #define HASH_MIN 256u
+#define FILES_MAX 4096u
 #define NONE UINT32_MAX
 
 /* --- the host's file system --- */
@@ -712,14 +713,19 @@ void fs_nodes_loaded(struct fs_server *fs)
         }
 }
 
-/* A share of the descriptors that the process may have: the rest is for disks, networks and other shares. */
+/*
+ * A share of the descriptors that the process may have: the rest is for disks, networks and other shares. The limit may still be
+ * lowered to FILES_MAX by a sandbox.
+ */
 static void set_limits(struct fs_server *fs)
 {
         struct rlimit limit = { .rlim_cur = 1024 };
+        rlim_t files;
 
         getrlimit(RLIMIT_NOFILE, &limit);
-        fs->node_fds_max = (uint32_t)MIN(MAX(limit.rlim_cur / 8, (rlim_t)32), (rlim_t)4096);
-        fs->handles_max = (uint32_t)MIN(MAX(limit.rlim_cur / 4, (rlim_t)64), (rlim_t)65536);
+        files = MIN(limit.rlim_cur, (rlim_t)FILES_MAX);
+        fs->node_fds_max = (uint32_t)MAX(files / 8, (rlim_t)32);
+        fs->handles_max = (uint32_t)MAX(files / 4, (rlim_t)64);
 }
 
 int fs_nodes_init(struct fs_server *fs, struct err *err)

@@ -46,24 +46,21 @@ static bool offload_fits(const struct net_offload *o, size_t size_bytes)
         return o->gso == NET_GSO_NONE || (o->gso_bytes && o->header_bytes <= size_bytes);
 }
 
-/* 1: a frame is in pipe->frame; 0: nothing there; -1: the other end is gone. Bad messages are passed over. */
+/* 1: a frame is in pipe->frame; 0: nothing there; -EBADMSG: a message that is none; -EPIPE: the other end is gone. */
 static int receive_one(struct frame_pipe *pipe, size_t *size_bytes)
 {
-        for (;;) {
-                struct iovec iov[2] = { { &pipe->offload, sizeof(pipe->offload) }, { pipe->frame, sizeof(pipe->frame) } };
-                struct msghdr message = { .msg_iov = iov, .msg_iovlen = 2 };
-                ssize_t n = recvmsg(pipe->fd, &message, MSG_DONTWAIT);
+        struct iovec iov[2] = { { &pipe->offload, sizeof(pipe->offload) }, { pipe->frame, sizeof(pipe->frame) } };
+        struct msghdr message = { .msg_iov = iov, .msg_iovlen = 2 };
+        ssize_t n = recvmsg(pipe->fd, &message, MSG_DONTWAIT);
 
-                if (n < 0)
-                        return errno == EAGAIN || errno == EINTR ? 0 : -1;
-                if (n == 0)
-                        return -1;
-                if (message.msg_flags & MSG_TRUNC || (size_t)n < sizeof(pipe->offload) + NET_FRAME_MIN)
-                        continue;
-                *size_bytes = (size_t)n - sizeof(pipe->offload);
-                if (*size_bytes <= NET_FRAME_MAX && offload_fits(&pipe->offload, *size_bytes))
-                        return 1;
-        }
+        if (n < 0)
+                return errno == EAGAIN || errno == EINTR ? 0 : -EPIPE;
+        if (n == 0)
+                return -EPIPE;
+        if (message.msg_flags & MSG_TRUNC || (size_t)n < sizeof(pipe->offload) + NET_FRAME_MIN)
+                return -EBADMSG;
+        *size_bytes = (size_t)n - sizeof(pipe->offload);
+        return *size_bytes <= NET_FRAME_MAX && offload_fits(&pipe->offload, *size_bytes) ? 1 : -EBADMSG;
 }
 
 /* False when the frame has to wait. */
@@ -83,6 +80,8 @@ static void receive_all(struct frame_pipe *pipe, bool delivered)
 
                 if (r == 0)
                         break;
+                if (r == -EBADMSG)
+                        continue; /* passed over, and counted: who sends nothing else does not keep the loop */
                 if (r < 0) {
                         pipe->closed = true;
                         pipe->ops->closed(pipe->ctx);

@@ -122,9 +122,43 @@ static void says_that_a_port_is_taken(void **state)
         close(listener);
 }
 
+/* A network process that was taken over: what is no frame is passed over, a batch at a time. */
+static void passes_over_what_is_no_frame(void **state)
+{
+        const struct peer_hello hello = { .mtu = 1500 };
+        struct net_offload offload = { 0 };
+        struct iovec iov[2] = { { &offload, sizeof(offload) }, { (void *)arp_request, sizeof(arp_request) } };
+        struct card card = { 0 };
+        const struct net_client client = { .receive = card_receive, .link_changed = card_link, .ctx = &card };
+        struct err err = ERR_INIT;
+        int pair[2];
+
+        assert_int_equal(uv_loop_init(&card.loop), 0);
+        uv_timer_init(&card.loop, &card.limit);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+        assert_int_equal(send(pair[1], &hello, sizeof(hello), 0), sizeof(hello));
+        assert_int_equal(net_peer_attach(pair[0], &card.loop, &card.net, &err), 0);
+        net_connect(card.net, &client);
+        for (unsigned i = 0; i < 100; i++)
+                assert_int_equal(send(pair[1], "?", 1, MSG_DONTWAIT), 1);
+        offload.flags = NET_NEEDS_CSUM;
+        offload.csum_start = 60000; /* outside of the frame */
+        assert_int_equal(writev(pair[1], iov, 2), sizeof(offload) + sizeof(arp_request));
+        offload.flags = 0;
+        assert_int_equal(writev(pair[1], iov, 2), sizeof(offload) + sizeof(arp_request));
+        uv_run(&card.loop, UV_RUN_NOWAIT);
+        assert_int_equal(card.size_bytes, 0); /* not all in one wake-up */
+        uv_run(&card.loop, UV_RUN_ONCE);
+        assert_int_equal(card.size_bytes, sizeof(arp_request));
+        assert_true(net_link(card.net));
+        card_close(&card);
+        close(pair[1]);
+}
+
 int main(int argc, char **argv)
 {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(answers_arp), cmocka_unit_test(says_that_a_port_is_taken) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(answers_arp), cmocka_unit_test(says_that_a_port_is_taken),
+                                             cmocka_unit_test(passes_over_what_is_no_frame) };
         struct err err = ERR_INIT;
 
         if (argc > 1 && strcmp(argv[1], NET_SERVE_COMMAND) == 0)

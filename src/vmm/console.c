@@ -299,6 +299,7 @@ static void *console_thread(void *ctx)
         struct console *console = ctx;
         uint64_t deadline = 0;
 
+        pthread_setname_np(pthread_self(), "console"); /* another thread's name needs /proc */
         for (;;) {
                 struct pollfd fds[4];
                 size_t room, queued;
@@ -499,7 +500,6 @@ int console_start(struct console *console, struct err *err)
         if (r)
                 return err_errno(err, -r, "cannot make the console's thread");
         console->has_thread = true;
-        pthread_setname_np(console->thread, "console");
         return 0;
 }
 

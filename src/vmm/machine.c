@@ -153,8 +153,12 @@ static void *vcpu_thread(void *ctx)
         struct machine_vcpu *vcpu = ctx;
         struct machine *machine = vcpu->machine;
         struct err err = ERR_INIT;
+        char name[16];
         int r = 0;
 
+        /* By itself: another thread's name needs /proc, which the sandbox has not. */
+        snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
+        pthread_setname_np(pthread_self(), name);
         if (machine->to.thread_start)
                 r = machine->to.thread_start(machine->to.ctx, &err);
         pthread_mutex_lock(&machine->lock);
@@ -184,14 +188,11 @@ static void *vcpu_thread(void *ctx)
 
 static int make_thread(struct machine_vcpu *vcpu, const pthread_attr_t *attr, struct err *err)
 {
-        char name[16];
         int r = pthread_create(&vcpu->thread, attr, vcpu_thread, vcpu);
 
         if (r)
                 return err_errno(err, -r, "cannot make the thread of vCPU %u", vcpu->index);
         vcpu->has_thread = true;
-        snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
-        pthread_setname_np(vcpu->thread, name);
         return 0;
 }
 

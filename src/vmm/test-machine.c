@@ -17,7 +17,7 @@
 #include "vmm/load-samples.h"
 #include "vmm/machine.h"
 
-#define ROUNDS 16u
+#define ROUNDS 16
 #define RESULT_DIGITS 24u
 #define TIME_LIMIT_NS UINT64_C(60000000000)
 #define STRINGIFY_(x) #x

@@ -36,6 +36,10 @@ bench: deps-bench all ## the table of docs/bench.md
 	@scripts/guest
 	@bench/run
 
+bench-cpu: deps-bench-cpu virta ## the table of docs/bench-cpu.md: the software processor beside QEMU's, row by row
+	@scripts/guest
+	@bench/cpu/run
+
 fuzz: deps-fuzz ## each fuzz target for SECONDS (600)
 	@scripts/fuzz
 
@@ -55,4 +59,4 @@ clean: ## remove every build folder, but not build/guest
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-.PHONY: all virta run run-debian test test-long bench fuzz install format lint clean help
+.PHONY: all virta run run-debian test test-long bench bench-cpu fuzz install format lint clean help

@@ -73,6 +73,30 @@ struct lazy_flags {
         uint64_t result, carry;
 };
 
+/*
+ * What translated code reaches at fixed places relative to GS (docs/translator.md). A jump cache entry holds the linear address
+ * negated, so that MOV, LEA, JRCXZ compare without flags; host 0 never matches since nrip is then 1, which no canonical address has.
+ */
+#define TJUMP_BITS 12
+struct tjump {
+        uint64_t nrip;
+        uint64_t host;
+};
+
+struct x86_jit {
+        _Atomic uint32_t go;        /* 0: leave at the next check; cleared by whoever raises a request */
+        uint16_t flags;             /* SETO in bits 0-7, LAHF in 8-15 */
+        uint32_t site;              /* the site being served, for translator_recover(); 0: none */
+        uint64_t tlb_mask;          /* the bits of a linear address that index the TLB */
+        uint64_t jump_mask;         /* the same for the jump cache */
+        uint64_t c_rsp;             /* where helpers run */
+        uint64_t shadow_base;       /* RSP with an empty shadow stack */
+        uint64_t user_shadow;       /* RSP when the user called the kernel; 0: none */
+        uint64_t temp[4];           /* for emitted sequences */
+        uint64_t counted;           /* exits and the like: translator.c */
+        struct tjump jump[2][1u << TJUMP_BITS]; /* supervisor, user */
+};
+
 struct x86_fault {
         uint8_t vector;
         bool has_error;
@@ -112,6 +136,8 @@ struct x86_cpu {
         uint64_t written_code_gpa;  /* the code page written last through the slow path, and how often in a row */
         unsigned written_code_times;
 
+        struct x86_jit jit;
+        struct translator *translator; /* NULL: everything is interpreted */
         jmp_buf unwind;
         struct x86_fault fault;     /* what x86_raise() was called with */
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */

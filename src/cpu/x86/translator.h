@@ -1,0 +1,140 @@
+/*
+ * The translator: host code for guest blocks, shared by all processors of a machine. docs/translator.md explains it; this header
+ * is what its files agree on.
+ *
+ *   translator.c            blocks: finding, entering, chaining, invalidating; the services that thunks call
+ *   translator-thunks.c     the fixed host code between C and translated blocks
+ *   translate.c             one guest block: lifting, the order of things, sites
+ *   translate-flags.c       where the guest's flags are, and bringing them back
+ *   translate-memory.c      the inlined TLB
+ *   translate-rewrite.c     a guest instruction with other registers and another memory operand
+ *   translate-integer.c, -branch.c, -stack.c, -string.c, -simd.c, -x87.c, -system.c   what is emitted for each instruction
+ */
+#pragma once
+
+#include "cpu/x86/cpu.h"
+#include "jit/code-cache.h"
+#include "jit/x86-asm.h"
+
+struct translator; /* one for a machine (x86_complex) */
+
+/*
+ * What a translation depends on beside the bytes: the low bits are enum x86_mode, the upper ones the TLB used for data.
+ * Only 64-bit mode without MODE_STEP and with a tlb_mode other than TLB_CHECKED is translated.
+ */
+static inline uint32_t translation_key(const struct x86_cpu *cpu)
+{
+        return cpu->mode_key | (uint32_t)cpu->tlb_mode << 28;
+}
+
+enum tsite_kind {
+        TSITE_MEMORY,  /* an access missed the TLB: fill and retry, or do the instruction by its handler */
+        TSITE_HANDLER, /* the interpreter's handler does this instruction */
+        TSITE_CHAIN,   /* a direct branch that is not linked yet; target is an offset in the page (may be outside of it) */
+        TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP */
+        TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
+        TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
+        TSITE_LEAVE,   /* out to the run loop, which interprets the block at `target` */
+};
+
+/* Where the flags are at a site (translate-flags.c). */
+enum tflags { TFLAGS_HOST, TFLAGS_SAVED, TFLAGS_RECIPE };
+
+/* How to make flags from what is still in guest registers: op is what to do with a and b. */
+struct tflags_recipe {
+        uint8_t op;         /* enum trecipe_op of translate-flags.c */
+        uint8_t size_bytes; /* 1, 2, 4, 8 */
+        uint8_t a, b;       /* byte offsets into s.gpr[] as in struct insn; 0xff: none (imm is b) */
+        int32_t imm;
+};
+
+/*
+ * A place in translated code that leads out of it. A stub is `mov ecx, <site number>; jmp thunk`. Sites live in one array of the
+ * translator, taken by blocks in runs.
+ */
+struct tsite {
+        uint8_t kind;        /* enum tsite_kind */
+        uint8_t flags;       /* enum tflags, before the instruction */
+        uint8_t size_bytes;  /* of the access, TSITE_MEMORY */
+        bool write, stack;   /* TSITE_MEMORY: stack: at RSP (POP, RET) or RSP - size (PUSH, CALL), not insn's operand */
+        bool backward;       /* TSITE_CHAIN */
+        struct tflags_recipe recipe;
+        int32_t target;      /* guest offset in the page */
+        uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY */
+        uint32_t next;       /* host code behind the instruction: TSITE_MEMORY, TSITE_HANDLER; 0: none, the run loop finds it */
+        uint32_t patch;      /* TSITE_CHAIN: where the rel32 is. TSITE_FAULT: host code that may fault, first byte */
+        const struct insn *insn; /* followed by an end mark, translator_end(); NULL for CHAIN and GO at a target */
+        struct tblock *block;
+};
+
+/* One translated block. Under the translator's lock but for what is marked (r): read by any processor without it. */
+struct tblock {
+        struct tblock *next;      /* (r) in the hash chain */
+        uint64_t gpa;             /* of the first byte */
+        uint32_t key;             /* translation_key() */
+        uint16_t size_bytes;      /* guest; may end in another page only when it is one instruction: not translated then */
+        uint16_t insns;
+        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, begins with 5 bytes that may become a jump */
+        uint32_t host_end;
+        uint32_t site_first, sites;
+        uint32_t incoming;        /* first site that is linked to this block; 0: none */
+        bool dead;                /* (r) */
+        struct insn *insn;        /* two for each that a site needs: the instruction and an end mark */
+        uint8_t *bytes;           /* the guest's, as translated */
+};
+
+/* What translate_block() is given: a copy of the guest's bytes from gpa to the end of its page at most. */
+struct tsource {
+        uint64_t gpa;
+        const uint8_t *bytes;
+        size_t size_bytes;
+        uint32_t key;
+};
+
+/*
+ * Translates one block into as_, whose buffer is already in the code cache, and fills block (sites, insns taken from the
+ * translator). -ENOTSUP: the first instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode
+ * in ways that only the interpreter knows). -ENOSPC: buffer, sites or insns are used up; the caller makes room and tries again.
+ */
+int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct x86_asm *as_, struct tblock *block);
+
+/* ---- the translator (translator.c) ---- */
+
+struct translator_options {
+        size_t cache_bytes; /* of host code */
+        bool perf_map;      /* /tmp/perf-PID.map */
+        bool lock_step;     /* the interpreter executes each block again and compares */
+};
+
+int translator_new(struct x86_complex *complex, const struct translator_options *options, struct translator **out, struct err *err) _must_check_;
+void translator_free(struct translator *tr);
+
+/* The block at s.rip when it is translated or hot enough to become so now, else NULL: interpret. May raise what fetching raises. */
+struct tblock *translator_find(struct x86_cpu *cpu);
+/* Runs translated code from block on until something needs the run loop; s.rip and all other state are in place then. */
+void translator_enter(struct x86_cpu *cpu, const struct tblock *block);
+/* Every translation that touches these bytes is stale. Any thread; a processor that is in it leaves it at its next block. */
+void translator_written(struct translator *tr, uint64_t gpa, uint64_t size_bytes);
+/* This processor's linear addresses mean other pages now: empties its jump caches. user_only: global translations stayed. */
+void translator_mapping_changed(struct x86_cpu *cpu, bool user_only);
+/* Makes s.rip and the flags those before the instruction that faulted in translated code; the run loop, after x86_raise(). */
+void translator_recover(struct x86_cpu *cpu);
+
+/* For translate_block(): thunks by what they do, sites and insns. */
+enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNKS };
+uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
+struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
+struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
+
+/* ---- registers ---- */
+
+#define TREG_NONE 0xff
+/* The host register that holds a guest register, TREG_NONE for those in memory. */
+static inline uint8_t treg_of(unsigned guest)
+{
+        static const uint8_t host[16] = { 0, 11, 2, 3, 10, 15, 6, 7, 8, 9, TREG_NONE, TREG_NONE, 12, 13, 14, TREG_NONE };
+
+        return host[guest];
+}
+#define TREG_SCRATCH 1  /* RCX */
+#define TREG_ADDRESS 5  /* RBP */

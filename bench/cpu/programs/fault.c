@@ -1,6 +1,6 @@
 /*
- * Page faults. `fault mmap`: fresh memory is mapped, each page touched, all unmapped; `fault cow`: a child of fork() writes to each
- * page it shares with its parent.
+ * Page faults. `fault mmap`: fresh memory is mapped, each page touched, all unmapped; `fault cow`: a child of fork() writes to
+ * each page it shares with its parent.
  */
 #include <sys/mman.h>
 #include <sys/wait.h>

@@ -53,10 +53,11 @@ static BENCH_NOINLINE void transform(struct complex *data, const struct complex 
         for (int half = 1; half < COUNT; half *= 2)
                 for (int start = 0; start < COUNT; start += 2 * half)
                         for (int n = 0; n < half; n++) {
-                                struct complex even = data[start + n], odd = product(data[start + n + half], w[n * (COUNT / 2 / half)]);
+                                struct complex even = data[start + n], *at = &data[start + n + half];
+                                struct complex odd = product(*at, w[n * (COUNT / 2 / half)]);
 
                                 data[start + n] = (struct complex){ even.re + odd.re, even.im + odd.im };
-                                data[start + n + half] = (struct complex){ even.re - odd.re, even.im - odd.im };
+                                *at = (struct complex){ even.re - odd.re, even.im - odd.im };
                         }
 }
 

@@ -1,6 +1,6 @@
 /*
- * Multiplies square matrices of doubles. `matmul scalar`: plain loops, one number at a time; `sse2`: two at a time; `avx2`: four at
- * a time. All add in the same order, so the results are equal.
+ * Multiplies square matrices of doubles. `matmul scalar`: plain loops, one number at a time; `sse2`: two at a time; `avx2`: four
+ * at a time. All add in the same order, so the results are equal.
  */
 #include "../bench.h"
 

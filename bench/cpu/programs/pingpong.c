@@ -1,6 +1,6 @@
 /*
- * Two that wait for each other in turn, so that each step is a wake-up and a task switch. `pipe`: processes, a byte in a pipe each
- * way; `futex`: threads of one process. With `apart` each has a processor of its own, else both share one.
+ * Two that wait for each other in turn, so that each step is a wake-up and a task switch. `pipe`: processes, a byte in a pipe
+ * each way; `futex`: threads of one process. With `apart` each has a processor of its own, else both share one.
  */
 #include <linux/futex.h>
 #include <pthread.h>
@@ -93,7 +93,7 @@ static uint64_t by_pipe(uint32_t steps, int apart)
 int main(int argc, char **argv)
 {
         int pipes = !strcmp(bench_word(argc, argv, 1, "pipe"), "pipe"), apart = argc > 2;
-        uint32_t steps = apart ? 4000 : 20000;
+        uint32_t steps = apart ? 1500 : 20000;
         double start;
         uint64_t sum;
 

@@ -76,6 +76,7 @@ struct lazy_flags {
 /*
  * What translated code reaches at fixed places relative to GS (docs/translator.md). A jump cache entry holds the linear address
  * negated, so that MOV, LEA, JRCXZ compare without flags; host 0 never matches since nrip is then 1, which no canonical address has.
+ * There is a jump cache for each tlb_mode a block may be translated for: which one a jump looks into is known when translating.
  */
 #define TJUMP_BITS 12
 struct tjump {
@@ -86,15 +87,22 @@ struct tjump {
 struct x86_jit {
         _Atomic uint32_t go;        /* 0: leave at the next check; cleared by whoever raises a request */
         uint16_t flags;             /* SETO in bits 0-7, LAHF in 8-15 */
+        uint16_t host_flags;        /* the same of the host's flags when code was left for a service, and what it goes on with */
         uint32_t site;              /* the site being served, for translator_recover(); 0: none */
+        uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */
+        uint8_t upper_halves;       /* loading them: some upper half is not 0 */
+        bool interpret;             /* the run loop interprets the block at s.rip, translated or not */
         uint64_t tlb_mask;          /* the bits of a linear address that index the TLB */
         uint64_t jump_mask;         /* the same for the jump cache */
         uint64_t c_rsp;             /* where helpers run */
+        uint64_t rsp;               /* the shadow stack while a service runs */
+        uint64_t resume;            /* where a service goes on */
+        struct x86_cpu *self;
         uint64_t shadow_base;       /* RSP with an empty shadow stack */
         uint64_t user_shadow;       /* RSP when the user called the kernel; 0: none */
         uint64_t temp[4];           /* for emitted sequences */
         uint64_t counted;           /* exits and the like: translator.c */
-        struct tjump jump[2][1u << TJUMP_BITS]; /* supervisor, user */
+        struct tjump jump[3][1u << TJUMP_BITS]; /* by tlb_mode: TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP, TLB_USER */
 };
 
 struct x86_fault {

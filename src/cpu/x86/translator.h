@@ -31,7 +31,7 @@ enum tsite_kind {
         TSITE_MEMORY,  /* an access missed the TLB: fill and retry, or do the instruction by its handler */
         TSITE_HANDLER, /* the interpreter's handler does this instruction */
         TSITE_CHAIN,   /* a direct branch that is not linked yet; target is an offset in the page (may be outside of it) */
-        TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP */
+        TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP; insn is the branch, already done (RSP changed, pushed) */
         TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
         TSITE_LEAVE,   /* out to the run loop, which interprets the block at `target` */
@@ -63,6 +63,7 @@ struct tsite {
         uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY */
         uint32_t next;       /* host code behind the instruction: TSITE_MEMORY, TSITE_HANDLER; 0: none, the run loop finds it */
         uint32_t patch;      /* TSITE_CHAIN: where the rel32 is. TSITE_FAULT: host code that may fault, first byte */
+        uint32_t incoming;   /* TSITE_CHAIN, linked: the next site that is linked to the same block; translator.c's */
         const struct insn *insn; /* followed by an end mark, translator_end(); NULL for CHAIN and GO at a target */
         struct tblock *block;
 };
@@ -74,7 +75,7 @@ struct tblock {
         uint32_t key;             /* translation_key() */
         uint16_t size_bytes;      /* guest; may end in another page only when it is one instruction: not translated then */
         uint16_t insns;
-        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, begins with 5 bytes that may become a jump */
+        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, begins with an instruction of 5 bytes or more, which becomes a call */
         uint32_t host_end;
         uint32_t site_first, sites;
         uint32_t incoming;        /* first site that is linked to this block; 0: none */

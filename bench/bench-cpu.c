@@ -10,19 +10,20 @@
 #include <stdio.h>
 #include <time.h>
 
-#include "tests/diff/diff.h"
+#include "tests/diff/bare.h"
 
+/* Guest physical addresses. */
 #define GUEST_CODE 0x1000000u
+#define GUEST_END 0x1800000u /* a HLT */
 #define GUEST_MEMORY 0x2000000u
 #define GUEST_STACK 0x3000000u
-#define GUEST_END 0x1800000u /* a HLT */
 
 static const struct {
         const char *name;
         uint64_t (*fn)(uint8_t *memory);
 } programs[] = {
-        { "sieve", guest_sieve }, { "crc", guest_crc }, { "list", guest_list }, { "calls", guest_calls }, { "sort", guest_sort },
-        { "strings", guest_strings },
+        { "sieve", guest_sieve }, { "crc", guest_crc },   { "list", guest_list },
+        { "calls", guest_calls }, { "sort", guest_sort }, { "strings", guest_strings },
 };
 
 static double now_s(void)
@@ -36,14 +37,16 @@ static double now_s(void)
 static uint64_t run_guest(struct bare *bare, uint64_t (*fn)(uint8_t *memory), double *seconds, uint64_t *instructions)
 {
         struct x86_cpu *cpu = bare_cpu(bare);
-        uint64_t end = GUEST_END, before = x86_cpu_instructions(cpu);
+        uint64_t end = BARE_LINEAR + GUEST_END, before = x86_cpu_instructions(cpu);
         struct x86_state *s;
         double start;
 
-        bare_reset(bare, 0, GUEST_CODE + (uint64_t)((const uint8_t *)(uintptr_t)fn - __start_guest_code));
         s = x86_cpu_state(cpu);
-        s->gpr[X86_RDI] = GUEST_MEMORY;
-        s->gpr[X86_RSP] = GUEST_STACK - 8;
+        bare_state(bare, BARE_SUPERVISOR, s);
+        s->rip = BARE_LINEAR + GUEST_CODE + (uint64_t)((const uint8_t *)(uintptr_t)fn - __start_guest_code);
+        s->gpr[X86_RDI] = BARE_LINEAR + GUEST_MEMORY;
+        s->gpr[X86_RSP] = BARE_LINEAR + GUEST_STACK - 8;
+        x86_cpu_state_changed(cpu);
         if (guest_memory_write(bare_memory(bare), GUEST_STACK - 8, &end, sizeof(end)) < 0)
                 abort();
         start = now_s();

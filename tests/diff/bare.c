@@ -1,31 +1,28 @@
 /*
- * A processor of ours without a machine: memory, page tables, gates to HLT, no devices.
- *
- * Physical memory is 272 MiB from 0 (sparse). Its first MiB holds the tables:
- *      0x1000 PML4, 0x2000 PDPT, 0x3000 PD: identity, 2 MiB pages for the supervisor; 0x4000 a page table for the 2 MiB at
- *      DIFF_BASE, of which only code, data and stack are present, for all; 0x5000 GDT, 0x6000 IDT, 0x7000 TSS, 0x8000 handlers
- * (HLT each), 0xa000 their stack's end
+ * Physical memory: 0x1000 PML4, 0x2000 PDPT and 0x3000 PD of the first GiB, 0x4000 PDPT and 0x5000 PD of BARE_LINEAR, 0x6000 GDT,
+ * 0x7000 IDT, 0x8000 TSS, 0x9000 the handlers (HLT each), 0xb000 the end of their stack, 0xc000 page tables as they are needed
  */
-#include "tests/diff/diff.h"
+#include "tests/diff/bare.h"
 
 #include <errno.h>
 
-#include "cpu/x86/cpu.h"
+#include "cpu/x86/block.h"
 
-#define MEMORY_BYTES 0x11000000u
 #define PML4 0x1000u
 #define PDPT 0x2000u
 #define PD 0x3000u
-#define PT 0x4000u
-#define GDT 0x5000u
-#define IDT 0x6000u
-#define TSS 0x7000u
-#define HANDLERS 0x8000u
-#define HANDLER_STACK 0xa000u
+#define HIGH_PDPT 0x4000u
+#define HIGH_PD 0x5000u
+#define GDT 0x6000u
+#define IDT 0x7000u
+#define TSS 0x8000u
+#define TSS_IO_MAP_BASE 102
+#define HANDLERS 0x9000u
+#define HANDLER_STACK 0xb000u
+#define PAGE_TABLES 0xc000u
 
-#define PAGE_ALL 7u /* present, writable, user */
-#define PAGE_SUPERVISOR 3u
-#define PAGE_LARGE 0x80u
+enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_LARGE = 0x80, PTE_TABLE = PTE_P | PTE_W | PTE_U | PTE_A };
+#define PTE_NX (UINT64_C(1) << 63)
 
 struct bare {
         struct guest_memory mem;
@@ -33,6 +30,8 @@ struct bare {
         struct x86_model model;
         struct x86_cpu *cpu;
         uint8_t *ram;
+        uint64_t tables_end;
+        uint64_t tsc_offset;
 };
 
 static uint64_t no_mmio_read(void *ctx, uint64_t gpa, unsigned size_bytes)
@@ -83,9 +82,16 @@ static int64_t no_hypercall(void *ctx, uint64_t nr, const uint64_t arg[4])
 }
 
 static const struct x86_platform no_platform = {
-        .mmio_read = no_mmio_read, .mmio_write = no_mmio_write, .pio_read = no_pio_read, .pio_write = no_pio_write,
-        .interrupt_ack = no_interrupt, .tpr_read = no_tpr_read, .tpr_write = no_tpr_write,
-        .apic_msr_read = no_msr_read, .apic_msr_write = no_msr_write, .hypercall = no_hypercall,
+        .mmio_read = no_mmio_read,
+        .mmio_write = no_mmio_write,
+        .pio_read = no_pio_read,
+        .pio_write = no_pio_write,
+        .interrupt_ack = no_interrupt,
+        .tpr_read = no_tpr_read,
+        .tpr_write = no_tpr_write,
+        .apic_msr_read = no_msr_read,
+        .apic_msr_write = no_msr_write,
+        .hypercall = no_hypercall,
 };
 
 static void put64(struct bare *bare, uint64_t gpa, uint64_t value)
@@ -93,39 +99,59 @@ static void put64(struct bare *bare, uint64_t gpa, uint64_t value)
         memcpy(bare->ram + gpa, &value, sizeof(value));
 }
 
-static void put_pages(struct bare *bare)
+static uint64_t get64(const struct bare *bare, uint64_t gpa)
 {
-        static const struct {
-                uint32_t from, bytes;
-        } present[] = { { DIFF_CODE, 0x1000 }, { DIFF_DATA, DIFF_DATA_BYTES }, { DIFF_STACK, DIFF_STACK_BYTES } };
+        uint64_t value;
 
-        put64(bare, PML4, PDPT | PAGE_ALL);
-        put64(bare, PDPT, PD | PAGE_ALL);
-        for (uint64_t n = 0; n < MEMORY_BYTES >> 21; n++)
-                put64(bare, PD + n * 8, n << 21 | PAGE_SUPERVISOR | PAGE_LARGE);
-        put64(bare, PD + (DIFF_BASE >> 21) * 8, PT | PAGE_ALL);
-        for (size_t n = 0; n < ARRAY_SIZE(present); n++)
-                for (uint64_t at = present[n].from; at < present[n].from + present[n].bytes; at += 0x1000)
-                        put64(bare, PT + (at >> 12 & 511) * 8, at | PAGE_ALL);
+        memcpy(&value, bare->ram + gpa, sizeof(value));
+        return value;
 }
 
-/* 0x08 code 0, 0x10 data 0, 0x18 code 3, 0x20 data 3, 0x28 TSS. */
+static void put_pages(struct bare *bare)
+{
+        put64(bare, PML4, PDPT | PTE_TABLE);
+        put64(bare, PDPT, PD | PTE_TABLE);
+        put64(bare, PML4 + 256 * 8, HIGH_PDPT | PTE_TABLE);
+        put64(bare, HIGH_PDPT, HIGH_PD | PTE_TABLE);
+        for (uint64_t n = 0; n < BARE_MEMORY >> 21; n++)
+                put64(bare, HIGH_PD + n * 8, n << 21 | PTE_P | PTE_W | PTE_A | PTE_D | PTE_LARGE);
+        bare->tables_end = PAGE_TABLES;
+}
+
+void bare_map(struct bare *bare, uint64_t linear, uint64_t gpa, uint64_t size_bytes, enum bare_pages pages)
+{
+        uint64_t rights =
+                PTE_P | PTE_U | PTE_A | PTE_D | (pages == BARE_WRITE ? PTE_W : 0) | (pages == BARE_EXECUTE ? 0 : PTE_NX);
+
+        for (uint64_t at = 0; at < size_bytes; at += GUEST_PAGE_SIZE) {
+                uint64_t entry = PD + ((linear + at) >> 21) * 8, table = get64(bare, entry);
+
+                if (!table) {
+                        table = bare->tables_end | PTE_TABLE;
+                        bare->tables_end += GUEST_PAGE_SIZE;
+                        put64(bare, entry, table);
+                }
+                put64(bare, (table & ~(GUEST_PAGE_SIZE - 1)) + ((linear + at) >> GUEST_PAGE_SHIFT & 511) * 8,
+                      (gpa + at) | rights);
+        }
+}
+
+/* 0x08 the supervisor's code, 0x10 its data. Nothing loads the user's. */
 static void put_tables(struct bare *bare)
 {
         put64(bare, GDT + 0x08, UINT64_C(0x00af9b000000ffff));
         put64(bare, GDT + 0x10, UINT64_C(0x00cf93000000ffff));
-        put64(bare, GDT + 0x18, UINT64_C(0x00affb000000ffff));
-        put64(bare, GDT + 0x20, UINT64_C(0x00cff3000000ffff));
-        put64(bare, GDT + 0x28, UINT64_C(0x00008b0000000067) | (uint64_t)TSS << 16);
-        put64(bare, GDT + 0x30, 0);
         for (uint64_t vector = 0; vector < 256; vector++) {
-                uint64_t handler = HANDLERS + vector * 16;
+                uint64_t handler = BARE_LINEAR + HANDLERS + vector * 16;
 
-                put64(bare, IDT + vector * 16, (handler & 0xffff) | 0x08u << 16 | UINT64_C(0xee00) << 32 | (handler >> 16) << 48);
-                put64(bare, IDT + vector * 16 + 8, 0);
-                memset(bare->ram + handler, 0xf4, 16);
+                put64(bare, IDT + vector * 16,
+                      (handler & 0xffff) | 0x08u << 16 | UINT64_C(0xee00) << 32 | (handler >> 16 & 0xffff) << 48);
+                put64(bare, IDT + vector * 16 + 8, handler >> 32);
+                memset(bare->ram + handler - BARE_LINEAR, 0xf4, 16);
         }
-        put64(bare, TSS + 4, HANDLER_STACK);
+        put64(bare, TSS + 4, BARE_LINEAR + HANDLER_STACK);
+        /* The I/O permission bitmap is beyond the TSS's end: ports are forbidden, as they are to a user of Linux. */
+        memset(bare->ram + TSS + TSS_IO_MAP_BASE, 0xff, 2);
 }
 
 int bare_new(const char *model, struct bare **out, struct err *err)
@@ -138,7 +164,7 @@ int bare_new(const char *model, struct bare **out, struct err *err)
         bare->mem.fd = -1;
         r = guest_memory_init(&bare->mem, "bare", err);
         if (r == 0)
-                r = guest_memory_add(&bare->mem, 0, MEMORY_BYTES, err);
+                r = guest_memory_add(&bare->mem, 0, BARE_MEMORY, err);
         if (r == 0)
                 r = x86_complex_new(&bare->mem, &bare->complex, err);
         if (r == 0)
@@ -149,7 +175,8 @@ int bare_new(const char *model, struct bare **out, struct err *err)
                 bare_free(bare);
                 return r;
         }
-        bare->ram = guest_memory_at(&bare->mem, 0, MEMORY_BYTES);
+        bare->ram = guest_memory_at(&bare->mem, 0, BARE_MEMORY);
+        bare->tsc_offset = x86_cpu_state(bare->cpu)->tsc_offset;
         put_pages(bare);
         put_tables(bare);
         *out = bare;
@@ -161,7 +188,8 @@ void bare_free(struct bare *bare)
         if (!bare)
                 return;
         x86_cpu_free(bare->cpu);
-        x86_complex_free(bare->complex);
+        if (bare->complex)
+                x86_complex_free(bare->complex);
         guest_memory_done(&bare->mem);
         free(bare);
 }
@@ -176,153 +204,66 @@ struct guest_memory *bare_memory(struct bare *bare)
         return &bare->mem;
 }
 
-const struct x86_model *bare_model(struct bare *bare)
+uint8_t *bare_at(struct bare *bare, uint64_t gpa, uint64_t size_bytes)
 {
-        return &bare->model;
+        return guest_memory_at(&bare->mem, gpa, size_bytes);
+}
+
+const bool *bare_isa_sets(const struct bare *bare)
+{
+        return bare->cpu->blocks->isa_set;
 }
 
 static struct x86_segment flat(uint16_t selector, uint32_t access)
 {
-        return (struct x86_segment){ .selector = selector, .access = access, .limit = UINT32_MAX };
+        return (struct x86_segment){ .selector = selector,
+                                     .access = access | X86_ACCESS_S | X86_ACCESS_P | X86_ACCESS_G,
+                                     .limit = UINT32_MAX };
 }
 
-void bare_reset(struct bare *bare, unsigned cpl, uint64_t rip)
+void bare_state(const struct bare *bare, enum bare_mode mode, struct x86_state *s)
 {
-        struct x86_state *s = x86_cpu_state(bare->cpu);
-        uint32_t dpl = cpl << X86_ACCESS_DPL_SHIFT;
-        uint16_t rpl = cpl ? 0x10 | 3 : 0;
+        uint32_t dpl = (mode == BARE_SUPERVISOR ? 0u : 3u) << X86_ACCESS_DPL_SHIFT;
 
+        memset(s, 0, sizeof(*s));
         x86_state_reset(s, true);
-        s->cr0 = X86_CR0_PE | X86_CR0_MP | X86_CR0_ET | X86_CR0_NE | X86_CR0_WP | X86_CR0_PG;
+        memset(s->gpr, 0, sizeof(s->gpr));
+        s->tsc_offset = bare->tsc_offset;
+        s->cr0 = X86_CR0_PE | X86_CR0_MP | X86_CR0_ET | X86_CR0_NE | X86_CR0_WP | X86_CR0_AM | X86_CR0_PG;
         s->cr3 = PML4;
         s->cr4 = X86_CR4_PAE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_OSXSAVE;
+        if (x86_model_has(&bare->model, X86_F_FSGSBASE))
+                s->cr4 |= X86_CR4_FSGSBASE;
         s->xcr0 = x86_model_has(&bare->model, X86_F_AVX) ? 7 : 3;
         s->efer = X86_EFER_LME | X86_EFER_LMA | X86_EFER_SCE | X86_EFER_NXE;
-        s->seg[X86_CS] = flat(0x08 + rpl, 0xb | X86_ACCESS_S | X86_ACCESS_P | X86_ACCESS_L | X86_ACCESS_G | dpl);
+        /* Selectors as Linux has them; FS and GS are null. */
+        s->seg[X86_CS] = flat(mode == BARE_SUPERVISOR ? 0x08
+                              : mode == BARE_USER64   ? 0x33
+                                                      : 0x23,
+                              0xb | (mode == BARE_USER32 ? X86_ACCESS_DB : X86_ACCESS_L) | dpl);
         for (unsigned n = 0; n < X86_SEGS; n++)
                 if (n != X86_CS)
-                        s->seg[n] = flat(0x10 + rpl, 3 | X86_ACCESS_S | X86_ACCESS_P | X86_ACCESS_DB | X86_ACCESS_G | dpl);
-        s->tr = (struct x86_segment){ .selector = 0x28, .access = 0xb | X86_ACCESS_P, .limit = 0x67, .base = TSS };
-        s->gdtr = (struct x86_table){ .base = GDT, .limit = 0x37 };
-        s->idtr = (struct x86_table){ .base = IDT, .limit = 0xfff };
-        s->rip = rip;
+                        s->seg[n] = flat(mode == BARE_SUPERVISOR ? 0x10 : 0x2b, 3 | X86_ACCESS_DB | dpl);
+        s->seg[X86_FS] = s->seg[X86_GS] = (struct x86_segment){ .access = X86_ACCESS_UNUSABLE | dpl };
+        s->tr = (struct x86_segment){ .selector = 0x28, .access = 0xb | X86_ACCESS_P, .limit = 0x67, .base = BARE_LINEAR + TSS };
+        s->gdtr = (struct x86_table){ .base = BARE_LINEAR + GDT, .limit = 0x17 };
+        s->idtr = (struct x86_table){ .base = BARE_LINEAR + IDT, .limit = 0xfff };
         s->rflags = X86_FLAG_FIXED;
-        memset(s->gpr, 0, sizeof(s->gpr));
-        x86_cpu_state_changed(bare->cpu);
-}
-
-void bare_reset32(struct bare *bare, uint64_t rip)
-{
-        struct x86_state *s = x86_cpu_state(bare->cpu);
-
-        bare_reset(bare, 0, rip);
-        s->cr0 &= ~X86_CR0_PG;
-        s->efer = 0;
-        s->seg[X86_CS].access = (s->seg[X86_CS].access & ~X86_ACCESS_L) | X86_ACCESS_DB;
-        x86_cpu_state_changed(bare->cpu);
-}
-
-void bare_reset16(struct bare *bare, uint16_t ip)
-{
-        struct x86_state *s = x86_cpu_state(bare->cpu);
-
-        x86_state_reset(s, true);
-        s->seg[X86_CS].base = 0;
-        s->seg[X86_CS].selector = 0;
-        s->rip = ip;
-        x86_cpu_state_changed(bare->cpu);
 }
 
 int bare_vector(struct bare *bare, struct bare_frame *frame)
 {
         static const uint32_t with_error = 1u << 8 | 1u << 10 | 1u << 11 | 1u << 12 | 1u << 13 | 1u << 14 | 1u << 17 | 1u << 21;
         struct x86_state *s = x86_cpu_state(bare->cpu);
-        uint64_t at = s->rip - 1 - HANDLERS;
+        uint64_t at = s->rip - 1 - (BARE_LINEAR + HANDLERS), stack = s->gpr[X86_RSP] - BARE_LINEAR;
         unsigned vector = (unsigned)(at / 16);
 
-        if (at % 16 || vector > 255)
+        if (at % 16 || at / 16 > 255 || stack >= HANDLER_STACK)
                 return -1;
         memset(frame, 0, sizeof(*frame));
         if (vector < 32 && with_error >> vector & 1)
-                memcpy(frame, bare->ram + s->gpr[X86_RSP], sizeof(*frame));
+                memcpy(frame, bare->ram + stack, sizeof(*frame));
         else
-                memcpy(&frame->rip, bare->ram + s->gpr[X86_RSP], sizeof(*frame) - sizeof(frame->error_code));
+                memcpy(&frame->rip, bare->ram + stack, sizeof(*frame) - sizeof(frame->error_code));
         return (int)vector;
-}
-
-/* ---- x87, SSE and AVX state: the XSAVE format (SDM vol. 1 §13.4) to ours and back ---- */
-
-static void xsave_to_fpu(struct x86_fpu *fpu, const uint8_t *xsave)
-{
-        memcpy(&fpu->fcw, xsave, 2);
-        memcpy(&fpu->fsw, xsave + 2, 2);
-        fpu->ftw = xsave[4];
-        memcpy(&fpu->fop, xsave + 6, 2);
-        memcpy(&fpu->fip, xsave + 8, 8);
-        memcpy(&fpu->fdp, xsave + 16, 8);
-        memcpy(&fpu->mxcsr, xsave + 24, 4);
-        for (unsigned n = 0; n < 8; n++)
-                memcpy(fpu->r[(n + (fpu->fsw >> 11)) & 7], xsave + 32 + 16 * n, 10);
-        for (unsigned n = 0; n < 16; n++) {
-                memcpy(&fpu->ymm[n].u8[0], xsave + 160 + 16 * n, 16);
-                memcpy(&fpu->ymm[n].u8[16], xsave + 576 + 16 * n, 16);
-        }
-}
-
-static void fpu_to_xsave(uint8_t *xsave, const struct x86_fpu *fpu)
-{
-        uint64_t all = 7;
-
-        memset(xsave, 0, DIFF_XSAVE_BYTES);
-        memcpy(xsave, &fpu->fcw, 2);
-        memcpy(xsave + 2, &fpu->fsw, 2);
-        xsave[4] = fpu->ftw;
-        memcpy(xsave + 6, &fpu->fop, 2);
-        memcpy(xsave + 8, &fpu->fip, 8);
-        memcpy(xsave + 16, &fpu->fdp, 8);
-        memcpy(xsave + 24, &fpu->mxcsr, 4);
-        memcpy(xsave + 512, &all, 8);
-        for (unsigned n = 0; n < 8; n++)
-                memcpy(xsave + 32 + 16 * n, fpu->r[(n + (fpu->fsw >> 11)) & 7], 10);
-        for (unsigned n = 0; n < 16; n++) {
-                memcpy(xsave + 160 + 16 * n, &fpu->ymm[n].u8[0], 16);
-                memcpy(xsave + 576 + 16 * n, &fpu->ymm[n].u8[16], 16);
-        }
-}
-
-void bare_run(struct bare *bare, const uint8_t *code, size_t size_bytes, struct diff_run *run, bool with_xsave)
-{
-        struct x86_state *s;
-        struct bare_frame frame = { 0 };
-
-        memcpy(bare->ram + DIFF_CODE, code, size_bytes);
-        bare->ram[DIFF_CODE + size_bytes] = 0xcc; /* INT3 ends it */
-        guest_memory_written(&bare->mem, DIFF_CODE, size_bytes + 1);
-        memcpy(bare->ram + DIFF_DATA, run->memory.data, DIFF_DATA_BYTES);
-        memcpy(bare->ram + DIFF_STACK, run->memory.stack, DIFF_STACK_BYTES);
-        bare_reset(bare, 3, DIFF_CODE);
-        s = x86_cpu_state(bare->cpu);
-        memcpy(s->gpr, run->state.gpr, sizeof(run->state.gpr));
-        s->rflags = (run->state.rflags & (X86_FLAGS_STATUS | X86_FLAG_DF)) | X86_FLAG_FIXED | X86_FLAG_IF;
-        if (with_xsave)
-                xsave_to_fpu(&s->fpu, run->state.xsave);
-        x86_cpu_state_changed(bare->cpu);
-
-        run->vector = x86_cpu_run(bare->cpu) == X86_EXIT_HALTED ? bare_vector(bare, &frame) : -2;
-        s = x86_cpu_state(bare->cpu);
-        memcpy(run->state.gpr, s->gpr, sizeof(run->state.gpr));
-        run->state.gpr[X86_RSP] = frame.rsp;
-        run->state.rflags = frame.rflags;
-        run->rip = frame.rip - DIFF_CODE;
-        run->error_code = (uint32_t)frame.error_code;
-        run->cr2 = s->cr2;
-        if (run->vector == X86_BP && run->rip == size_bytes + 1) {
-                run->vector = -1;
-                run->rip = size_bytes;
-                run->error_code = 0;
-        }
-        if (with_xsave)
-                fpu_to_xsave(run->state.xsave, &s->fpu);
-        memcpy(run->memory.data, bare->ram + DIFF_DATA, DIFF_DATA_BYTES);
-        memcpy(run->memory.stack, bare->ram + DIFF_STACK, DIFF_STACK_BYTES);
 }

@@ -1,186 +1,266 @@
 /*
- * Running code on the host's processor with every register given.
+ * The engine that the others are held against: the host's processor.
  *
- * The frame at a fixed address holds the state that goes in and comes out, so that the entry and return code can use absolute
- * addresses and no register. An exception arrives as a signal; its handler reads the state from the context and jumps back.
+ * GS points at struct native, so that registers can be loaded and stored without using any. Code is entered by a far jump, which
+ * selects its mode: Linux has segments for 64-bit code (0x33) and 32-bit code (0x23). 64-bit code is followed by a jump back
+ * here; 32-bit code, and branches out of the code, by breakpoints. A breakpoint or fault arrives as a signal, whose context is
+ * the outcome, and whose return address is changed to the way out.
  */
 #include "tests/diff/diff.h"
 
-#include <assert.h>
+#include <asm/prctl.h>
 #include <errno.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/ucontext.h>
 
-#define FRAME (DIFF_BASE + 0xa000u)
-#define FRAME_PAGES 0x2000u
+#define CODE64 0x33u
+#define CODE32 0x23u
+#define DATA32 0x2bu
 
-/* Offsets are known to the code below. */
-struct native_frame {
-        uint64_t gpr[16];     /* 0x00 */
-        uint64_t rflags;      /* 0x80 */
-        uint64_t host_rsp;    /* 0x88 */
-        uint64_t entry;       /* 0x90 */
-        uint64_t with_xsave;  /* 0x98 */
-        uint64_t scratch[4];  /* 0xa0: a stack for PUSHF and POPF ends at 0xc0 */
-        uint8_t xsave[DIFF_XSAVE_BYTES] __attribute__((aligned(64))); /* 0xc0 */
+struct native {
+        struct image in, out; /* the assembly below knows these offsets */
+        uint64_t host_rsp;
+        struct {
+                uint32_t offset;
+                uint16_t selector;
+        } entry;
+        struct engine engine;
+        struct outcome *outcome;
+        void *stack;
+        uint8_t *last; /* the case before: its bytes are made breakpoints again */
+        unsigned last_bytes;
 };
 
-static_assert(offsetof(struct native_frame, xsave) == 0xc0, "the code below knows it");
+#define IN_XSAVE 0
+#define IN_GPR 896
+#define IN_RFLAGS 1032
+#define OUT 1088
+#define HOST_RSP 2176
+#define ENTRY 2184
+_Static_assert(offsetof(struct native, in.gpr) == IN_GPR && offsetof(struct native, in.rflags) == IN_RFLAGS, "layout");
+_Static_assert(offsetof(struct native, out) == OUT && sizeof(struct image) == 1088, "layout");
+_Static_assert(offsetof(struct native, host_rsp) == HOST_RSP && offsetof(struct native, entry) == ENTRY, "layout");
 
-void native_enter(void);
-void native_return(void);
+void native_enter(void) __attribute__((visibility("hidden")));
+extern const char native_return[] __attribute__((visibility("hidden")));
+extern const char native_exit[] __attribute__((visibility("hidden")));
 
-__asm__(".pushsection .text\n"
-        ".set F, 0x1000a000\n"
-        ".globl native_enter, native_return\n"
-        ".hidden native_enter, native_return\n"
+#define STR_(x) #x
+#define STR(x) STR_(x)
+#define LOAD(reg, n) "  mov %gs:" STR(IN_GPR) "+8*" #n ", %" #reg "\n"
+#define STORE(reg, n) "  mov %" #reg ", %gs:" STR(OUT) "+" STR(IN_GPR) "+8*" #n "\n"
+
+/* clang-format off */
+#define EACH(X) \
+        X(rax, 0) X(rcx, 1) X(rdx, 2) X(rbx, 3) X(rsp, 4) X(rbp, 5) X(rsi, 6) X(rdi, 7) \
+        X(r8, 8) X(r9, 9) X(r10, 10) X(r11, 11) X(r12, 12) X(r13, 13) X(r14, 14) X(r15, 15)
+
+__asm__("  .text\n"
+        "  .balign 16\n"
+        "  .type native_enter, @function\n"
         "native_enter:\n"
         "  endbr64\n"
-        "  push %rbx\n  push %rbp\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n  pushfq\n"
-        "  mov %rsp, F+0x88\n"
-        "  cmpq $0, F+0x98\n"
-        "  je 1f\n"
-        "  mov $7, %eax\n  xor %edx, %edx\n  mov $F+0xc0, %ecx\n  xrstor64 (%rcx)\n"
-        "1:\n"
-        "  mov $F+0xc0, %esp\n"
-        "  pushq F+0x80\n"
-        "  popfq\n"
-        "  mov F+0x00, %rax\n  mov F+0x08, %rcx\n  mov F+0x10, %rdx\n  mov F+0x18, %rbx\n"
-        "  mov F+0x20, %rsp\n  mov F+0x28, %rbp\n  mov F+0x30, %rsi\n  mov F+0x38, %rdi\n"
-        "  mov F+0x40, %r8\n  mov F+0x48, %r9\n  mov F+0x50, %r10\n  mov F+0x58, %r11\n"
-        "  mov F+0x60, %r12\n  mov F+0x68, %r13\n  mov F+0x70, %r14\n  mov F+0x78, %r15\n"
-        "  jmp *F+0x90\n"
+        "  push %rbx\n  push %rbp\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n"
+        "  mov %rsp, %gs:" STR(HOST_RSP) "\n"
+        "  mov $7, %eax\n  xor %edx, %edx\n  xrstor64 %gs:" STR(IN_XSAVE) "\n"
+        "  pushq %gs:" STR(IN_RFLAGS) "\n  popfq\n"
+        EACH(LOAD)
+        "  ljmp *%gs:" STR(ENTRY) "\n"
         "native_return:\n"
-        "  endbr64\n"
-        "  mov %rax, F+0x00\n  mov %rcx, F+0x08\n  mov %rdx, F+0x10\n  mov %rbx, F+0x18\n"
-        "  mov %rsp, F+0x20\n  mov %rbp, F+0x28\n  mov %rsi, F+0x30\n  mov %rdi, F+0x38\n"
-        "  mov %r8, F+0x40\n  mov %r9, F+0x48\n  mov %r10, F+0x50\n  mov %r11, F+0x58\n"
-        "  mov %r12, F+0x60\n  mov %r13, F+0x68\n  mov %r14, F+0x70\n  mov %r15, F+0x78\n"
-        "  mov $F+0xc0, %esp\n"
-        "  pushfq\n"
-        "  popq F+0x80\n"
-        "  cmpq $0, F+0x98\n"
-        "  je 2f\n"
-        "  mov $7, %eax\n  xor %edx, %edx\n  mov $F+0xc0, %ecx\n  xsave64 (%rcx)\n"
-        "2:\n"
-        "  mov F+0x88, %rsp\n"
-        "  popfq\n  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rbp\n  pop %rbx\n"
-        "  cld\n"
+        EACH(STORE)
+        "  mov %gs:" STR(HOST_RSP) ", %rsp\n"
+        "  pushfq\n  popq %gs:" STR(OUT) "+" STR(IN_RFLAGS) "\n"
+        "  mov $7, %eax\n  xor %edx, %edx\n  xsave64 %gs:" STR(OUT) "\n"
+        "native_exit:\n"
+        "  mov %gs:" STR(HOST_RSP) ", %rsp\n"
+        "  pushq $0x202\n  popfq\n  fninit\n  pushq $0x1f80\n  ldmxcsr (%rsp)\n  pop %rax\n  vzeroupper\n"
+        "  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rbp\n  pop %rbx\n"
         "  ret\n"
-        ".popsection\n");
+        "  .size native_enter, . - native_enter\n");
+/* clang-format on */
 
-/* One at a time: what the signal handler fills. */
-static struct {
-        sigjmp_buf back;
-        struct diff_run *run;
-        bool active;
-} native;
+static const int signals[5] = { SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGBUS };
+static struct native *running; /* a signal handler has no other way to know */
 
-static struct native_frame *frame_at(void)
+static void take_registers(struct image *out, const ucontext_t *context)
 {
-        return (struct native_frame *)(uintptr_t)FRAME;
+        static const uint8_t order[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                           REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+        const greg_t *reg = context->uc_mcontext.gregs;
+        uint64_t present;
+
+        for (unsigned n = 0; n < 16; n++)
+                out->gpr[n] = (uint64_t)reg[order[n]];
+        out->rip = (uint64_t)reg[REG_RIP];
+        out->rflags = (uint64_t)reg[REG_EFL];
+        memcpy(out->xsave, context->uc_mcontext.fpregs, XSAVE_BYTES);
+        /* What is in its initial state may not have been written. */
+        memcpy(&present, out->xsave + 512, 8);
+        if (!(present & 1)) {
+                memset(out->xsave, 0, 24);
+                memset(out->xsave + 32, 0, 128);
+                memcpy(out->xsave, &(uint16_t){ 0x37f }, 2);
+        }
+        if (!(present & 2))
+                memset(out->xsave + 160, 0, 256);
+        if (!(present & 4))
+                memset(out->xsave + 576, 0, 256);
 }
 
-static void on_signal(int number, siginfo_t *info, void *context)
+static void on_signal(int number, siginfo_t *info, void *raw)
 {
-        static const int order[16] = {
-                REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
-        };
-        ucontext_t *uc = context;
-        greg_t *g = uc->uc_mcontext.gregs;
+        ucontext_t *context = raw;
+        greg_t *reg = context->uc_mcontext.gregs;
+        struct native *native = running;
 
-        if (!native.active) {
+        if (!native) {
                 signal(number, SIG_DFL);
                 return;
         }
-        for (unsigned n = 0; n < 16; n++)
-                native.run->state.gpr[n] = (uint64_t)g[order[n]];
-        native.run->state.rflags = (uint64_t)g[REG_EFL];
-        native.run->vector = (int)g[REG_TRAPNO];
-        native.run->error_code = (uint32_t)g[REG_ERR];
-        native.run->cr2 = (uint64_t)g[REG_CR2];
-        native.run->rip = (uint64_t)g[REG_RIP] - DIFF_CODE;
-        if (frame_at()->with_xsave)
-                memcpy(native.run->state.xsave, uc->uc_mcontext.fpregs, DIFF_XSAVE_BYTES);
-        siglongjmp(native.back, 1);
+        running = NULL;
+        take_registers(&native->out, context);
+        native->outcome->vector = (int)reg[REG_TRAPNO];
+        native->outcome->error_code = (uint32_t)reg[REG_ERR];
+        native->outcome->cr2 = reg[REG_TRAPNO] == 14 ? (uint64_t)reg[REG_CR2] : 0;
+        if (reg[REG_TRAPNO] == 3) {
+                native->outcome->vector = -1;
+                native->out.rip--;
+        }
+        reg[REG_RIP] = (greg_t)(uintptr_t)native_exit;
+        reg[REG_RSP] = (greg_t)native->host_rsp;
+        reg[REG_EFL] = 0x202;
+        reg[REG_CSGSFS] = (reg[REG_CSGSFS] & ~(greg_t)0xffff) | CODE64;
 }
 
-static int map_at(uint64_t address, size_t size_bytes, int protection, struct err *err)
+static int map_at(uintptr_t address, size_t size_bytes, int prot, struct err *err)
 {
-        void *at = mmap((void *)(uintptr_t)address, size_bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
-                        0);
+        void *p = mmap((void *)address, size_bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 
-        if (at == MAP_FAILED)
-                return err_errno(err, -errno, "cannot map 0x%llx", (unsigned long long)address);
-        return 0;
+        return p == MAP_FAILED ? err_errno(err, -errno, "mapping %zu bytes at %#zx", size_bytes, (size_t)address) : 0;
 }
 
-int native_init(struct err *err)
+static int map_all(struct err *err)
 {
-        static const int signals[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP };
-        struct sigaction action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
-        stack_t stack = { .ss_size = 1 << 16 };
-        int r = map_at(DIFF_CODE, 0x1000, PROT_READ | PROT_WRITE | PROT_EXEC, err);
+        int r = map_at(DATA_BASE - PAGE, 6 * PAGE, PROT_NONE, err);
 
         if (r == 0)
-                r = map_at(DIFF_DATA, DIFF_DATA_BYTES, PROT_READ | PROT_WRITE, err);
-        if (r == 0)
-                r = map_at(DIFF_STACK, DIFF_STACK_BYTES, PROT_READ | PROT_WRITE, err);
-        if (r == 0)
-                r = map_at(FRAME, FRAME_PAGES, PROT_READ | PROT_WRITE, err);
+                r = map_at(CODE_BASE, CODE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, err);
         if (r < 0)
                 return r;
-        stack.ss_sp = mmap(NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (stack.ss_sp == MAP_FAILED || sigaltstack(&stack, NULL) < 0)
-                return err_errno(err, -errno, "cannot make a signal stack");
-        sigemptyset(&action.sa_mask);
-        for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-                sigaction(signals[i], &action, NULL);
+        if (mprotect((void *)(uintptr_t)DATA_BASE, DATA_BYTES, PROT_READ | PROT_WRITE) < 0 ||
+            mprotect((void *)(uintptr_t)RO_BASE, PAGE, PROT_READ) < 0)
+                return err_errno(err, -errno, "protecting the data pages");
+        memset((void *)(uintptr_t)CODE_BASE, 0xcc, CODE_BYTES);
+        /* Touched, so that a write to it is a protection fault natively too. */
+        (void)*(volatile uint8_t *)(uintptr_t)RO_BASE;
         return 0;
 }
 
-/* jmp *0(%rip) and the address: changes no register and no flag. */
-static void put_code(const uint8_t *code, size_t size_bytes)
+static void native_free(struct engine *engine)
 {
-        uint8_t *at = (uint8_t *)(uintptr_t)DIFF_CODE;
-        static const uint8_t jump[] = { 0xff, 0x25, 0, 0, 0, 0 };
-        uint64_t target = (uint64_t)(uintptr_t)native_return;
+        struct native *native = container_of(engine, struct native, engine);
 
-        memcpy(at, code, size_bytes);
-        memcpy(at + size_bytes, jump, sizeof(jump));
-        memcpy(at + size_bytes + sizeof(jump), &target, sizeof(target));
+        munmap((void *)(uintptr_t)(DATA_BASE - PAGE), 6 * PAGE);
+        munmap((void *)(uintptr_t)CODE_BASE, CODE_BYTES);
+        free(native->stack);
+        free(native);
 }
 
-void native_run(const uint8_t *code, size_t size_bytes, struct diff_run *run, bool with_xsave)
+static int native_new(struct engine **out, const char *model, struct err *err)
 {
-        struct native_frame *frame = frame_at();
+        struct sigaction action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
+        struct native *native = aligned_alloc(64, align_up(sizeof(*native), 64));
+        stack_t stack = { .ss_size = 65536, .ss_sp = malloc(65536) };
+        int r;
 
-        put_code(code, size_bytes);
-        memcpy((void *)(uintptr_t)DIFF_DATA, run->memory.data, DIFF_DATA_BYTES);
-        memcpy((void *)(uintptr_t)DIFF_STACK, run->memory.stack, DIFF_STACK_BYTES);
-        memcpy(frame->gpr, run->state.gpr, sizeof(frame->gpr));
-        frame->rflags = (run->state.rflags & (X86_FLAGS_STATUS | X86_FLAG_DF)) | X86_FLAG_FIXED | X86_FLAG_IF;
-        frame->entry = DIFF_CODE;
-        frame->with_xsave = with_xsave;
-        if (with_xsave)
-                memcpy(frame->xsave, run->state.xsave, sizeof(frame->xsave));
-        native.run = run;
-        if (sigsetjmp(native.back, 1) == 0) {
-                native.active = true;
-                native_enter();
-                memcpy(run->state.gpr, frame->gpr, sizeof(frame->gpr));
-                run->state.rflags = frame->rflags;
-                if (with_xsave)
-                        memcpy(run->state.xsave, frame->xsave, sizeof(frame->xsave));
-                run->vector = -1;
-                run->error_code = 0;
-                run->cr2 = 0;
-                run->rip = size_bytes;
+        if (!native || !stack.ss_sp) {
+                free(native);
+                free(stack.ss_sp);
+                return err_nomem(err);
         }
-        native.active = false;
-        memcpy(run->memory.data, (void *)(uintptr_t)DIFF_DATA, DIFF_DATA_BYTES);
-        memcpy(run->memory.stack, (void *)(uintptr_t)DIFF_STACK, DIFF_STACK_BYTES);
+        memset(native, 0, sizeof(*native));
+        native->engine.ops = &native_ops;
+        native->engine.data = (uint8_t *)(uintptr_t)DATA_BASE;
+        native->stack = stack.ss_sp;
+        r = map_all(err);
+        if (r < 0) {
+                native_free(&native->engine);
+                return r;
+        }
+        sigaltstack(&stack, NULL);
+        for (unsigned n = 0; n < ARRAY_SIZE(signals); n++)
+                sigaction(signals[n], &action, NULL);
+        syscall(SYS_arch_prctl, ARCH_SET_GS, native);
+        /* 64-bit code has no use for them, 32-bit code does. */
+        __asm__ volatile("movl %0, %%ds\n\tmovl %0, %%es" : : "r"(DATA32));
+        *out = &native->engine;
+        return 0;
 }
+
+static void put_code(struct native *native, const struct diff_case *c)
+{
+        uint8_t *at = (uint8_t *)(uintptr_t)case_address(c);
+        unsigned size = case_size(c);
+
+        if (native->last)
+                memset(native->last, 0xcc, native->last_bytes);
+        native->last = at;
+        native->last_bytes = size;
+        case_bytes(c, at);
+        if (!c->leaves && !c->code32) {
+                uint64_t back = (uintptr_t)native_return;
+
+                memcpy(at + size, "\xff\x25\0\0\0\0", 6);
+                memcpy(at + size + 6, &back, 8);
+                native->last_bytes += 14;
+        }
+}
+
+static void native_run(struct engine *engine, const struct diff_case *c, struct outcome *out)
+{
+        struct native *native = container_of(engine, struct native, engine);
+
+        engine_patch(engine, &c->patch);
+        put_code(native, c);
+        native->in = c->in;
+        native->entry.offset = (uint32_t)case_address(c);
+        native->entry.selector = c->code32 ? CODE32 : CODE64;
+        native->outcome = out;
+        out->vector = -1;
+        out->error_code = 0;
+        out->cr2 = 0;
+        native->out.rip = case_address(c) + case_size(c);
+        running = native;
+        native_enter();
+        running = NULL;
+        out->after = native->out;
+}
+
+int native_try_code32(struct engine *engine, struct err *err)
+{
+        struct diff_case *c = aligned_alloc(64, align_up(sizeof(*c), 64));
+        struct outcome out;
+
+        if (!c)
+                return err_nomem(err);
+        memset(c, 0, sizeof(*c));
+        c->code32 = true;
+        c->count = 1;
+        c->insn[0] = (struct code){ .bytes = { 0x40 }, .z.length = 1, .address = CODE_BASE }; /* INC EAX */
+        operands_image(&(struct random){ 1 }, true, CODE_BASE, &c->in);
+        c->in.gpr[0] = 1;
+        native_run(engine, c, &out);
+        free(c);
+        if (out.vector >= 0 || out.after.gpr[0] != 2)
+                return err_set(err, -ENOTSUP, "this host runs no 32-bit code");
+        return 0;
+}
+
+const struct engine_ops native_ops = {
+        .name = "native",
+        .new = native_new,
+        .free = native_free,
+        .run = native_run,
+};

@@ -147,34 +147,31 @@ HANDLER(aam)
         NEXT;
 }
 
+/* CF, OF and AF are undefined; processors leave those of the addition. */
 HANDLER(aad)
 {
-        uint8_t al = (uint8_t)(reg_get8(cpu, RAX_AT) + reg_get8(cpu, RAX_AT + 1) * i->imm);
+        uint8_t al = reg_get8(cpu, RAX_AT), tens = (uint8_t)(reg_get8(cpu, RAX_AT + 1) * i->imm), sum = (uint8_t)(al + tens);
 
-        reg_set16(cpu, RAX_AT, al);
-        flags_logic8(cpu, al);
+        reg_set16(cpu, RAX_AT, sum);
+        flags_sum8(cpu, al, tens, sum);
         NEXT;
 }
 
 /* ---- BOUND ---- */
 
+static int64_t bound_at(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
+{
+        return size_bytes == 2 ? (int16_t)mmu_read16(cpu, linear) : (int32_t)mmu_read32(cpu, linear);
+}
+
+/* The upper bound is not looked at when the lower one is enough to raise #BR. */
 HANDLER(bound)
 {
         unsigned size = i->opsize;
-        uint64_t offset = insn_offset(cpu, i), linear;
-        int64_t index, low, high;
+        uint64_t linear = x86_linear(cpu, i->seg, insn_offset(cpu, i), 2 * size, false);
+        int64_t index = size == 2 ? (int16_t)reg_get16(cpu, i->reg[0]) : (int32_t)reg_get32(cpu, i->reg[0]);
 
-        linear = x86_linear(cpu, i->seg, offset, 2 * size, false);
-        if (size == 2) {
-                index = (int16_t)reg_get16(cpu, i->reg[0]);
-                low = (int16_t)mmu_read16(cpu, linear);
-                high = (int16_t)mmu_read16(cpu, linear + 2);
-        } else {
-                index = (int32_t)reg_get32(cpu, i->reg[0]);
-                low = (int32_t)mmu_read32(cpu, linear);
-                high = (int32_t)mmu_read32(cpu, linear + 4);
-        }
-        if (index < low || index > high)
+        if (index < bound_at(cpu, linear, size) || index > bound_at(cpu, linear + size, size))
                 x86_raise(cpu, X86_BR, 0);
         NEXT;
 }

@@ -144,7 +144,7 @@ HANDLER(popa)
         unsigned size = i->opsize;
         uint64_t mask = stack_mask(cpu), sp = cpu->s.gpr[X86_RSP], value[8];
 
-        for (unsigned n = 0; n < 8; n++)
+        for (unsigned n = 8; n-- > 0;)
                 value[n] = exec_stack_read(cpu, (sp + (7 - n) * size) & mask, size);
         for (unsigned n = 0; n < 8; n++)
                 if (n != X86_RSP)

@@ -169,25 +169,19 @@ static const struct insn *op_verr(struct x86_cpu *cpu, const struct insn *i)
         return i + 1;
 }
 
+/* Memory is written, and has to be writable, only when the RPL changes: so do processors, though the manual does not say. */
 static const struct insn *op_arpl(struct x86_cpu *cpu, const struct insn *i)
 {
         uint16_t to, from = (uint16_t)system_reg(cpu, i->reg[1], 2);
-        uint64_t linear = 0;
         bool raise;
 
         need_protected(cpu);
-        if (i->memory_operand == 0) {
-                linear = insn_linear(cpu, i, 2, true);
-                mmu_probe_write(cpu, linear, 2);
-                to = mmu_read16(cpu, linear);
-        } else {
-                to = (uint16_t)system_reg(cpu, i->reg[0], 2);
-        }
+        to = system_word(cpu, i, 0);
         raise = (to & 3) < (from & 3);
         if (raise) {
                 to = (uint16_t)((to & ~3u) | (from & 3u));
                 if (i->memory_operand == 0)
-                        mmu_write16(cpu, linear, to);
+                        mmu_write16(cpu, insn_linear(cpu, i, 2, true), to);
                 else
                         system_set_reg(cpu, i->reg[0], to, 2);
         }

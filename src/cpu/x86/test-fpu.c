@@ -1,6 +1,6 @@
 /*
  * Floating-point and vector state: which control bits make which instruction fault, pending exceptions, the environment in its
- * four formats, XSAVE images. What the instructions compute is compared with the host's processor by tests/forms.
+ * four formats, XSAVE images. What the instructions compute is compared with the host's processor by tests/diff.
  */
 #include <errno.h>
 

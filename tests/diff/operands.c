@@ -4,13 +4,23 @@
  * Numbers come from pools of edge values of each type mixed with random bits. Every memory operand is aimed at a target in the
  * data area by solving for its base register: mostly inside, aligned or not, sometimes across the page boundary, at an unmapped
  * or read-only page or at an address that is not canonical. What cannot be solved (one register twice) faults in both.
+ *
+ * In a sequence the initial value of a register can be chosen until an instruction needs it (it is held then) or may write it.
+ * A memory operand on a register that was written would go anywhere, so such instructions are mostly refused.
  */
-#include "diff.h"
+#include "tests/diff/diff.h"
+
+#include "cpu/x86/state.h"
+
+#define STATUS 0x8d5u
 
 static uint64_t integer(struct random *r)
 {
-        static const uint64_t edges[] = { 0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 63, 64, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff,
-                                          0x80000000, 0xffffffff, 0x100000000, INT64_MAX, (uint64_t)INT64_MIN, UINT64_MAX };
+        static const uint64_t edges[] = { 0,          1,          2,          3,           7,         8,
+                                          15,         16,         31,         32,          63,        64,
+                                          0x7f,       0x80,       0xff,       0x7fff,      0x8000,    0xffff,
+                                          0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, INT64_MAX, (uint64_t)INT64_MIN,
+                                          UINT64_MAX };
         uint64_t value = random64(r);
 
         switch (random_below(r, 6)) {
@@ -45,8 +55,9 @@ static uint64_t bits_of_double(double value)
 
 static uint32_t single(struct random *r)
 {
-        static const uint32_t edges[] = { 0, 1, 0x7fffff, 0x800000, 0x3f800000, 0x3f7fffff, 0x40000000, 0x4b000000, 0x4f000000, 0x5f000000,
-                                          0x7f7fffff, 0x7f800000, 0x7f800001, 0x7fc00000, 0x7fffffff, 0x34000000, 0x3f000000, 0x3fc00000 };
+        static const uint32_t edges[] = { 0,          1,          0x7fffff,   0x800000,   0x3f800000, 0x3f7fffff,
+                                          0x40000000, 0x4b000000, 0x4f000000, 0x5f000000, 0x7f7fffff, 0x7f800000,
+                                          0x7f800001, 0x7fc00000, 0x7fffffff, 0x34000000, 0x3f000000, 0x3fc00000 };
         uint32_t value = (uint32_t)random64(r);
 
         switch (random_below(r, 4)) {
@@ -63,10 +74,26 @@ static uint32_t single(struct random *r)
 
 static uint64_t twice(struct random *r)
 {
-        static const uint64_t edges[] = { 0, 1, 0xfffffffffffff, 0x10000000000000, 0x3ff0000000000000, 0x3fefffffffffffff, 0x4000000000000000,
-                                          0x4330000000000000, 0x41dfffffffc00000, 0x41e0000000000000, 0x43e0000000000000, 0x7fefffffffffffff,
-                                          0x7ff0000000000000, 0x7ff0000000000001, 0x7ff8000000000000, 0x3810000000000000, 0x36a0000000000000,
-                                          0x47efffffe0000000, 0x47f0000000000000, 0x3fe0000000000000 };
+        static const uint64_t edges[] = { 0,
+                                          1,
+                                          0xfffffffffffff,
+                                          0x10000000000000,
+                                          0x3ff0000000000000,
+                                          0x3fefffffffffffff,
+                                          0x4000000000000000,
+                                          0x4330000000000000,
+                                          0x41dfffffffc00000,
+                                          0x41e0000000000000,
+                                          0x43e0000000000000,
+                                          0x7fefffffffffffff,
+                                          0x7ff0000000000000,
+                                          0x7ff0000000000001,
+                                          0x7ff8000000000000,
+                                          0x3810000000000000,
+                                          0x36a0000000000000,
+                                          0x47efffffe0000000,
+                                          0x47f0000000000000,
+                                          0x3fe0000000000000 };
         uint64_t value = random64(r);
 
         switch (random_below(r, 4)) {
@@ -135,7 +162,7 @@ static void lane(struct random *r, uint8_t out[16])
                         break;
                 case 3: /* short strings: few letters, some zeros */
                         for (unsigned n = 0; n < 8; n++)
-                                value |= (uint64_t)"ab\0cAz\xff\x80"[random_below(r, 8)] << n * 8 & UINT64_C(0xff) << n * 8;
+                                value |= (uint64_t) "ab\0cAz\xff\x80"[random_below(r, 8)] << n * 8 & UINT64_C(0xff) << n * 8;
                         break;
                 default:
                         value = random64(r);
@@ -216,26 +243,43 @@ static int gpr_of(ZydisRegister reg)
         return ZydisRegisterGetId(reg);
 }
 
+struct address {
+        int base, index; /* general registers or -1 */
+        uint64_t disp;
+};
+
+static struct address address_of(const struct code *code, const ZydisDecodedOperand *o)
+{
+        /* Zydis says RBP or R13 then. */
+        bool no_base = code->z.raw.modrm.mod == 0 && code->z.raw.modrm.rm == 4 && code->z.raw.sib.base == 5 &&
+                       o->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN;
+
+        return (struct address){
+                .base = no_base ? -1 : gpr_of(o->mem.base),
+                .index = gpr_of(o->mem.index),
+                .disp = (uint64_t)(no_base ? code->z.raw.disp.value : o->mem.disp.value),
+        };
+}
+
 /* Makes the operand's address target, as far as its registers allow. */
 static void aim(const struct code *code, const ZydisDecodedOperand *o, uint64_t target, struct random *r, struct image *in)
 {
-        bool no_base = code->z.raw.modrm.mod == 0 && code->z.raw.modrm.rm == 4 && code->z.raw.sib.base == 5; /* Zydis errs */
-        int base = no_base ? -1 : gpr_of(o->mem.base), index = gpr_of(o->mem.index);
-        uint64_t offset = target - (uint64_t)(no_base ? code->z.raw.disp.value : o->mem.disp.value);
+        struct address a = address_of(code, o);
+        uint64_t offset = target - a.disp;
 
-        if (index >= 0 && index != base && base >= 0) {
-                in->gpr[index] = one_in(r, 2) ? random_below(r, 256) : random64(r);
-                offset -= in->gpr[index] * o->mem.scale;
-                in->gpr[base] = offset;
-        } else if (index >= 0 && base < 0) {
-                in->gpr[index] = offset / (o->mem.scale ? o->mem.scale : 1);
-        } else if (index == base && base >= 0) {
-                in->gpr[base] = offset / (1u + o->mem.scale);
-        } else if (base >= 0) {
-                in->gpr[base] = offset;
+        if (a.index >= 0 && a.index != a.base && a.base >= 0) {
+                in->gpr[a.index] = one_in(r, 2) ? random_below(r, 256) : random64(r);
+                offset -= in->gpr[a.index] * o->mem.scale;
+                in->gpr[a.base] = offset;
+        } else if (a.index >= 0 && a.base < 0) {
+                in->gpr[a.index] = offset / (o->mem.scale ? o->mem.scale : 1);
+        } else if (a.index == a.base && a.base >= 0) {
+                in->gpr[a.base] = offset / (1u + o->mem.scale);
+        } else if (a.base >= 0) {
+                in->gpr[a.base] = offset;
         }
-        if (code->z.address_width == 32 && base >= 0 && one_in(r, 2))
-                in->gpr[base] |= random64(r) << 32;
+        if (code->z.address_width == 32 && a.base >= 0 && one_in(r, 2))
+                in->gpr[a.base] |= random64(r) << 32;
 }
 
 /* Absolute and RIP-relative addresses are in the instruction's own bytes. */
@@ -261,8 +305,8 @@ static bool vector_index(const ZydisDecodedOperand *o)
 
 static bool index_is_quad(ZydisMnemonic mnemonic)
 {
-        return mnemonic == ZYDIS_MNEMONIC_VGATHERQPS || mnemonic == ZYDIS_MNEMONIC_VGATHERQPD || mnemonic == ZYDIS_MNEMONIC_VPGATHERQD ||
-               mnemonic == ZYDIS_MNEMONIC_VPGATHERQQ;
+        return mnemonic == ZYDIS_MNEMONIC_VGATHERQPS || mnemonic == ZYDIS_MNEMONIC_VGATHERQPD ||
+               mnemonic == ZYDIS_MNEMONIC_VPGATHERQD || mnemonic == ZYDIS_MNEMONIC_VPGATHERQQ;
 }
 
 static void small_indices(struct random *r, unsigned reg, bool wide, struct image *in)
@@ -300,7 +344,8 @@ static void state_image(const struct code *code, struct random *r, uint64_t targ
                 if (one_in(r, 16))
                         header[random_below(r, 8)] |= random64(r) & 7;
                 memcpy(patch->bytes + 512, header, sizeof(header));
-                patch->size = code->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR || code->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR64 ? 512 : 832;
+                patch->size =
+                        code->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR || code->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR64 ? 512 : 832;
                 return;
         case ZYDIS_MNEMONIC_XSAVE:
         case ZYDIS_MNEMONIC_XSAVE64:
@@ -369,9 +414,21 @@ static void special(const struct code *code, struct random *r, struct image *in,
                                 in->gpr[n] = (uint64_t)((int64_t)random_below(r, 4000) - 2000);
                 }
                 return;
-        default:
+        case ZYDIS_MNEMONIC_DIV:
+        case ZYDIS_MNEMONIC_IDIV: /* overflow is the rule else */
+                if (one_in(r, 4))
+                        return;
+                in->gpr[2] = one_in(r, 2) ? (uint64_t)((int64_t)in->gpr[0] >> 63) : random_below(r, 3);
+                if (code->operand[0].size == 8)
+                        in->gpr[0] = (in->gpr[0] & ~UINT64_C(0xff00)) | (in->gpr[2] & 3) << 8;
                 return;
+        default:
+                break;
         }
+        /* Strings that overlap. */
+        if (code->z.meta.category == ZYDIS_CATEGORY_STRINGOP && code->z.mnemonic >= ZYDIS_MNEMONIC_MOVSB &&
+            code->z.mnemonic <= ZYDIS_MNEMONIC_MOVSW && one_in(r, 3))
+                in->gpr[7] = in->gpr[6] + random_below(r, 32) - 16;
 }
 
 /* Not into the instruction or what the native side puts after it. */
@@ -403,27 +460,45 @@ static void branch_target(struct code *code, struct random *r, struct image *in,
         memcpy(patch->bytes, &to, 8);
 }
 
-void operands_make(struct code *code, struct random *r, struct image *in, struct patch *patch)
+void operands_image(struct random *r, bool code32, uint64_t rip, struct image *in)
+{
+        uint64_t mask = code32 ? UINT32_MAX : UINT64_MAX;
+
+        for (unsigned n = 0; n < 16; n++)
+                in->gpr[n] = integer(r) & mask;
+        in->gpr[4] = DATA_BASE + 2048 + random_below(r, 4096) / 8 * 8;
+        in->rflags = 0x202 | (random64(r) & STATUS) | (one_in(r, 8) ? 0x400 : 0);
+        in->rip = rip;
+        floating_state(r, in->xsave);
+}
+
+static bool repeated(const struct code *code)
+{
+        return code->z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+}
+
+static unsigned operand_bytes(const struct code *code, const ZydisDecodedOperand *o)
+{
+        unsigned size = o->size / 8;
+
+        return is_state(code->z.mnemonic) ? 832 : size ? MIN(size, 512u) : 8;
+}
+
+void operands_make(struct code *code, bool code32, struct random *r, struct image *in, struct patch *patch)
 {
         const ZydisDecodedOperand *vsib = NULL;
-        uint64_t target = 0, status = 0x8d5;
+        uint64_t target = 0;
 
         patch->size = 0;
-        for (unsigned n = 0; n < 16; n++)
-                in->gpr[n] = integer(r);
-        in->gpr[4] = DATA_BASE + 2048 + random_below(r, 4096) / 8 * 8;
-        in->rflags = 0x202 | (random64(r) & status) | (one_in(r, 8) ? 0x400 : 0);
-        in->rip = code->address;
-        floating_state(r, in->xsave);
-        if (code->z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
+        operands_image(r, code32, code->address, in);
+        if (repeated(code))
                 in->gpr[1] = random_below(r, one_in(r, 4) ? 300 : 20) | (code->z.address_width == 32 ? random64(r) << 32 : 0);
         for (unsigned n = code->z.operand_count; n-- > 0;) {
                 const ZydisDecodedOperand *o = &code->operand[n];
-                unsigned size = o->size / 8;
 
                 if (o->type != ZYDIS_OPERAND_TYPE_MEMORY)
                         continue;
-                target = target_for(r, is_state(code->z.mnemonic) ? 832 : size ? MIN(size, 512u) : 8);
+                target = target_for(r, operand_bytes(code, o));
                 aim_bytes(code, o, target);
                 aim(code, o, target, r, in);
                 if (vector_index(o))
@@ -434,11 +509,134 @@ void operands_make(struct code *code, struct random *r, struct image *in, struct
         if (vsib)
                 small_indices(r, (unsigned)ZydisRegisterGetId(vsib->mem.index), index_is_quad(code->z.mnemonic), in);
         special(code, r, in, patch);
-        if (code->branch)
+        if (code_branches(code))
                 branch_target(code, r, in, patch);
         if (code->z.mnemonic == ZYDIS_MNEMONIC_LEAVE || code->z.mnemonic == ZYDIS_MNEMONIC_ENTER)
                 in->gpr[5] = DATA_BASE + 2048 + random_below(r, 4096) / 8 * 8;
+        for (unsigned n = 0; n < 16 && code32; n++)
+                in->gpr[n] &= UINT32_MAX;
 }
+
+/* ---- behind other instructions ---- */
+
+static bool is_held(const struct registers *regs, int n)
+{
+        return n == X86_RSP || (regs->held >> n & 1);
+}
+
+static bool is_free(const struct registers *regs, int n)
+{
+        return n >= 0 && !is_held(regs, n) && !(regs->written >> n & 1);
+}
+
+/* Takes a register that no instruction cares about yet. */
+static void hold(struct registers *regs, struct image *in, int n, uint64_t value)
+{
+        in->gpr[n] = value;
+        regs->held |= 1u << n;
+}
+
+/* The address as it is with held registers: inside of the data, or made so by a displacement of 32 bits. */
+static bool address_serves(struct code *code, const ZydisDecodedOperand *o, const struct address *a, uint64_t target,
+                           struct random *r, const struct image *in)
+{
+        uint64_t rest = (a->base >= 0 ? in->gpr[a->base] : 0) + (a->index >= 0 ? in->gpr[a->index] * o->mem.scale : 0);
+        uint64_t address = rest + a->disp, size = o->size / 8u;
+        int64_t disp = (int64_t)(target - rest);
+
+        if (code->z.raw.disp.size == 32 && disp == (int32_t)disp && o->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN) {
+                memcpy(code->bytes + code->z.raw.disp.offset, &disp, 4);
+                return true;
+        }
+        if (address < DATA_BASE || address + size > DATA_BASE + DATA_BYTES)
+                return one_in(r, 32);
+        if (size >= 16 && address % 16 && code->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+                return one_in(r, 8);
+        return true;
+}
+
+static bool join_memory(struct code *code, const ZydisDecodedOperand *o, struct random *r, struct registers *regs,
+                        struct image *in)
+{
+        struct address a = address_of(code, o);
+        uint64_t target = target_for(r, operand_bytes(code, o));
+        bool index_free = is_free(regs, a.index) && a.index != a.base, base_free = is_free(regs, a.base);
+
+        if ((a.base >= 0 && !is_held(regs, a.base) && !base_free) ||
+            (a.index >= 0 && !is_held(regs, a.index) && !is_free(regs, a.index)))
+                return one_in(r, 64);
+        if (vector_index(o)) {
+                unsigned n = (unsigned)ZydisRegisterGetId(o->mem.index);
+
+                if (regs->written >> (16 + n) & 1)
+                        return one_in(r, 64);
+                if (!(regs->held >> (16 + n) & 1))
+                        small_indices(r, n, index_is_quad(code->z.mnemonic), in);
+                regs->held |= 1u << (16 + n);
+        }
+        if (a.base < 0 && a.index < 0) {
+                aim_bytes(code, o, target);
+                return true;
+        }
+        if (index_free && a.base >= 0)
+                hold(regs, in, a.index, one_in(r, 4) ? random64(r) : random_below(r, 64));
+        if (a.base < 0 && index_free)
+                hold(regs, in, a.index, (target - a.disp) / (o->mem.scale ? o->mem.scale : 1u));
+        else if (base_free && a.index == a.base)
+                hold(regs, in, a.base, (target - a.disp) / (1u + o->mem.scale));
+        else if (base_free)
+                hold(regs, in, a.base, target - a.disp - (a.index >= 0 ? in->gpr[a.index] * o->mem.scale : 0));
+        else
+                return address_serves(code, o, &a, target, r, in);
+        return true;
+}
+
+/* Counts, bit numbers and dividends. */
+static bool join_values(const struct code *code, struct random *r, struct registers *regs, struct image *in)
+{
+        int n;
+
+        if (repeated(code)) {
+                if (!is_free(regs, 1))
+                        return one_in(r, 64);
+                in->gpr[1] = random_below(r, 20);
+        }
+        switch (code->z.mnemonic) {
+        case ZYDIS_MNEMONIC_BT:
+        case ZYDIS_MNEMONIC_BTS:
+        case ZYDIS_MNEMONIC_BTR:
+        case ZYDIS_MNEMONIC_BTC:
+                if (code->operand[0].type != ZYDIS_OPERAND_TYPE_MEMORY || code->operand[1].type != ZYDIS_OPERAND_TYPE_REGISTER)
+                        return true;
+                n = ZydisRegisterGetId(code->operand[1].reg.value);
+                if (n < 0 || n > 15 || !is_free(regs, n))
+                        return one_in(r, 64);
+                hold(regs, in, n, (uint64_t)((int64_t)random_below(r, 4000) - 2000));
+                return true;
+        case ZYDIS_MNEMONIC_DIV:
+        case ZYDIS_MNEMONIC_IDIV:
+                if (!is_free(regs, 2))
+                        return one_in(r, 4);
+                in->gpr[2] = random_below(r, 3);
+                return true;
+        default:
+                return true;
+        }
+}
+
+bool operands_join(struct code *code, struct random *r, struct registers *regs, struct image *in)
+{
+        for (unsigned n = code->z.operand_count; n-- > 0;) {
+                const ZydisDecodedOperand *o = &code->operand[n];
+
+                if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.type != ZYDIS_MEMOP_TYPE_AGEN &&
+                    !join_memory(code, o, r, regs, in))
+                        return false;
+        }
+        return join_values(code, r, regs, in);
+}
+
+/* ---- undefined flags ---- */
 
 static unsigned shift_count(const struct code *code, const struct image *in)
 {
@@ -471,6 +669,10 @@ uint64_t operands_undefined_flags(const struct code *code, const struct image *i
         case ZYDIS_MNEMONIC_ROR:
         case ZYDIS_MNEMONIC_RCL:
         case ZYDIS_MNEMONIC_RCR:
+                if (!in)
+                        return code->z.mnemonic == ZYDIS_MNEMONIC_SHLD || code->z.mnemonic == ZYDIS_MNEMONIC_SHRD ? STATUS
+                               : rotates(code->z.mnemonic)                                                        ? 0x800
+                                                                                                                  : 0x811;
                 count = shift_count(code, in);
                 if (!count)
                         return 0;
@@ -483,7 +685,8 @@ uint64_t operands_undefined_flags(const struct code *code, const struct image *i
                 /* CF is undefined for counts beyond the operand (SHL, SHR), everything for SHLD and SHRD. */
                 if (count >= code->operand[0].size)
                         undefined |= 1;
-                if (count > code->operand[0].size && (code->z.mnemonic == ZYDIS_MNEMONIC_SHLD || code->z.mnemonic == ZYDIS_MNEMONIC_SHRD))
+                if (count > code->operand[0].size &&
+                    (code->z.mnemonic == ZYDIS_MNEMONIC_SHLD || code->z.mnemonic == ZYDIS_MNEMONIC_SHRD))
                         undefined |= 0x8d5;
                 return undefined;
         default:

@@ -2,8 +2,10 @@
  * Which instructions there are: every opcode of the legacy and VEX maps, with every prefix that selects an instruction, is
  * offered to Zydis, and what decodes is a form. So the list cannot forget an instruction: it is either tested, or its
  * mnemonic is named below with the reason, or the processor model does not have its instruction set.
+ *
+ * In 32-bit mode there is no REX; of VEX the bits that would be part of LDS and LES (R, X, vvvv[3]) stay 1.
  */
-#include "diff.h"
+#include "tests/diff/diff.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -21,21 +23,45 @@ static const struct {
         uint16_t mnemonic;
         const char *reason;
 } skipped[] = {
-        { ZYDIS_MNEMONIC_SYSCALL, KERNEL }, { ZYDIS_MNEMONIC_SYSENTER, KERNEL }, { ZYDIS_MNEMONIC_INT, KERNEL },
-        { ZYDIS_MNEMONIC_INT1, KERNEL }, { ZYDIS_MNEMONIC_INT3, "is the end of a case" }, { ZYDIS_MNEMONIC_VMCALL, KERNEL },
-        { ZYDIS_MNEMONIC_VMMCALL, KERNEL }, { ZYDIS_MNEMONIC_IRET, SEGMENTS }, { ZYDIS_MNEMONIC_IRETD, SEGMENTS },
+        { ZYDIS_MNEMONIC_SYSCALL, KERNEL },
+        { ZYDIS_MNEMONIC_SYSENTER, KERNEL },
+        { ZYDIS_MNEMONIC_INT, KERNEL },
+        { ZYDIS_MNEMONIC_INT1, KERNEL },
+        { ZYDIS_MNEMONIC_INT3, "is the end of a case" },
+        { ZYDIS_MNEMONIC_VMCALL, KERNEL },
+        { ZYDIS_MNEMONIC_VMMCALL, KERNEL },
+        { ZYDIS_MNEMONIC_IRET, SEGMENTS },
+        { ZYDIS_MNEMONIC_IRETD, SEGMENTS },
         { ZYDIS_MNEMONIC_IRETQ, SEGMENTS },
-        { ZYDIS_MNEMONIC_SGDT, VARIES }, { ZYDIS_MNEMONIC_SIDT, VARIES }, { ZYDIS_MNEMONIC_SLDT, VARIES },
-        { ZYDIS_MNEMONIC_STR, VARIES }, { ZYDIS_MNEMONIC_SMSW, VARIES }, { ZYDIS_MNEMONIC_LAR, SEGMENTS },
-        { ZYDIS_MNEMONIC_LSL, SEGMENTS }, { ZYDIS_MNEMONIC_VERR, SEGMENTS }, { ZYDIS_MNEMONIC_VERW, SEGMENTS },
-        { ZYDIS_MNEMONIC_LSS, SEGMENTS }, { ZYDIS_MNEMONIC_LFS, SEGMENTS }, { ZYDIS_MNEMONIC_LGS, SEGMENTS },
-        { ZYDIS_MNEMONIC_RDTSC, VARIES }, { ZYDIS_MNEMONIC_RDTSCP, VARIES }, { ZYDIS_MNEMONIC_RDPMC, VARIES },
-        { ZYDIS_MNEMONIC_RDPID, VARIES }, { ZYDIS_MNEMONIC_RDRAND, VARIES }, { ZYDIS_MNEMONIC_RDSEED, VARIES },
-        { ZYDIS_MNEMONIC_CPUID, VARIES }, { ZYDIS_MNEMONIC_XGETBV, VARIES },
-        { ZYDIS_MNEMONIC_RDFSBASE, VARIES }, { ZYDIS_MNEMONIC_RDGSBASE, VARIES },
-        { ZYDIS_MNEMONIC_WRFSBASE, "the test's own" }, { ZYDIS_MNEMONIC_WRGSBASE, "the test's own" },
+        { ZYDIS_MNEMONIC_SGDT, VARIES },
+        { ZYDIS_MNEMONIC_SIDT, VARIES },
+        { ZYDIS_MNEMONIC_SLDT, VARIES },
+        { ZYDIS_MNEMONIC_STR, VARIES },
+        { ZYDIS_MNEMONIC_SMSW, VARIES },
+        { ZYDIS_MNEMONIC_LAR, SEGMENTS },
+        { ZYDIS_MNEMONIC_LSL, SEGMENTS },
+        { ZYDIS_MNEMONIC_VERR, SEGMENTS },
+        { ZYDIS_MNEMONIC_VERW, SEGMENTS },
+        { ZYDIS_MNEMONIC_LSS, SEGMENTS },
+        { ZYDIS_MNEMONIC_LFS, SEGMENTS },
+        { ZYDIS_MNEMONIC_LGS, SEGMENTS },
+        { ZYDIS_MNEMONIC_RDTSC, VARIES },
+        { ZYDIS_MNEMONIC_RDTSCP, VARIES },
+        { ZYDIS_MNEMONIC_RDPMC, VARIES },
+        { ZYDIS_MNEMONIC_RDPID, VARIES },
+        { ZYDIS_MNEMONIC_RDRAND, VARIES },
+        { ZYDIS_MNEMONIC_RDSEED, VARIES },
+        { ZYDIS_MNEMONIC_CPUID, VARIES },
+        { ZYDIS_MNEMONIC_XGETBV, VARIES },
+        { ZYDIS_MNEMONIC_RDFSBASE, VARIES },
+        { ZYDIS_MNEMONIC_RDGSBASE, VARIES },
+        { ZYDIS_MNEMONIC_WRFSBASE, "the test's own" },
+        { ZYDIS_MNEMONIC_WRGSBASE, "the test's own" },
         { ZYDIS_MNEMONIC_PAUSE, "may leave a virtual machine" },
-        { ZYDIS_MNEMONIC_XSETBV, PRIVILEGED }, { ZYDIS_MNEMONIC_FEMMS, "AMD only" },
+        { ZYDIS_MNEMONIC_XSETBV, PRIVILEGED },
+        { ZYDIS_MNEMONIC_FEMMS, "AMD only" },
+        { ZYDIS_MNEMONIC_LDS, SEGMENTS },
+        { ZYDIS_MNEMONIC_LES, SEGMENTS },
 };
 
 static const char *skip_reason(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *operand)
@@ -102,20 +128,43 @@ static bool probe(const ZydisDecoder *decoder, const struct form *f, ZydisDecode
         return false;
 }
 
-static int add(struct forms *forms, const struct form *form, struct err *err)
+static int add(struct forms *forms, const struct form *form, bool integer, struct err *err)
 {
         if (forms->count == forms->capacity) {
                 size_t capacity = forms->capacity ? forms->capacity * 2 : 4096;
                 struct form *more = realloc(forms->form, capacity * sizeof(*more));
+                uint32_t *integers = realloc(forms->integer, capacity * sizeof(*integers));
 
-                if (!more)
+                if (more)
+                        forms->form = more;
+                if (integers)
+                        forms->integer = integers;
+                if (!more || !integers)
                         return err_nomem(err);
-                forms->form = more;
                 forms->capacity = capacity;
         }
+        if (integer)
+                forms->integer[forms->integers++] = (uint32_t)forms->count;
         forms->form[forms->count++] = *form;
         forms->tested[form->mnemonic]++;
         return 0;
+}
+
+/* Of the general registers: neither x87 nor vectors. */
+static bool is_integer(const ZydisDecodedInstruction *z)
+{
+        switch (z->meta.isa_ext) {
+        case ZYDIS_ISA_EXT_BASE:
+        case ZYDIS_ISA_EXT_LONGMODE:
+        case ZYDIS_ISA_EXT_BMI1:
+        case ZYDIS_ISA_EXT_BMI2:
+        case ZYDIS_ISA_EXT_LZCNT:
+        case ZYDIS_ISA_EXT_MOVBE:
+        case ZYDIS_ISA_EXT_ADOX_ADCX:
+                return true;
+        default:
+                return z->mnemonic == ZYDIS_MNEMONIC_POPCNT || z->mnemonic == ZYDIS_MNEMONIC_CRC32;
+        }
 }
 
 /* Adds one form when it is an instruction to test. */
@@ -139,10 +188,10 @@ static int consider(struct forms *forms, const ZydisDecoder *decoder, const bool
                         forms->reason[z.mnemonic] = reason;
                 return 0;
         }
-        r = add(forms, f, err);
+        r = add(forms, f, is_integer(&z), err);
         if (!r && f->memory && z.attributes & ZYDIS_ATTRIB_ACCEPTS_LOCK) {
                 f->lock = 1;
-                r = add(forms, f, err);
+                r = add(forms, f, is_integer(&z), err);
         }
         return r;
 }
@@ -213,24 +262,51 @@ static int consider_opcode(struct forms *forms, const ZydisDecoder *decoder, con
         return consider(forms, decoder, offered, f, err);
 }
 
-int forms_new(struct forms *forms, const bool offered[ZYDIS_ISA_SET_MAX_VALUE + 1], struct err *err)
+void forms_decoder(bool code32, ZydisDecoder *decoder)
+{
+        ZydisDecoderInit(decoder, code32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64,
+                         code32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
+}
+
+/* The opcodes of one map with one prefix. */
+static int consider_map(struct forms *forms, const ZydisDecoder *decoder, const bool *offered, bool vex, unsigned map,
+                        unsigned prefix, struct err *err)
+{
+        unsigned widths = forms->code32 && !vex ? 1 : 2;
+
+        for (unsigned w = 0; w < widths; w++) {
+                for (unsigned at = 0; at < (vex ? 512u : 256u); at++) {
+                        struct form f = {
+                                .vex = vex,
+                                .prefix = (uint8_t)prefix,
+                                .map = (uint8_t)map,
+                                .w = (uint8_t)w,
+                                .l = at >> 8,
+                                .opcode = (uint8_t)at,
+                        };
+                        int r = consider_opcode(forms, decoder, offered, &f, err);
+
+                        if (r < 0)
+                                return r;
+                }
+        }
+        return 0;
+}
+
+int forms_new(struct forms *forms, bool code32, const bool offered[ZYDIS_ISA_SET_MAX_VALUE + 1], struct err *err)
 {
         ZydisDecoder decoder;
         int r = 0;
 
         memset(forms, 0, sizeof(*forms));
-        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-        for (unsigned vex = 0; vex < 2; vex++)
-        for (unsigned map = vex; map < 4; map++)
-        for (unsigned prefix = 0; prefix < (vex ? 4u : 6u); prefix++)
-        for (unsigned w = 0; w < 2; w++)
-        for (unsigned l = 0; l <= vex; l++)
-        for (unsigned opcode = 0; opcode < 256 && !r; opcode++) {
-                struct form f = { .vex = (uint8_t)vex, .prefix = (uint8_t)prefix, .map = (uint8_t)map, .opcode = (uint8_t)opcode,
-                                  .w = (uint8_t)w, .l = (uint8_t)l };
-
-                r = consider_opcode(forms, &decoder, offered, &f, err);
-        }
+        forms->code32 = code32;
+        forms_decoder(code32, &decoder);
+        for (unsigned map = 0; map < 4; map++)
+                for (unsigned prefix = 0; prefix < ARRAY_SIZE(form_prefixes) && r == 0; prefix++)
+                        r = consider_map(forms, &decoder, offered, false, map, prefix, err);
+        for (unsigned map = 1; map < 4; map++)
+                for (unsigned prefix = 0; prefix < 4 && r == 0; prefix++)
+                        r = consider_map(forms, &decoder, offered, true, map, prefix, err);
         if (r)
                 forms_free(forms);
         return r;
@@ -239,8 +315,10 @@ int forms_new(struct forms *forms, const bool offered[ZYDIS_ISA_SET_MAX_VALUE + 
 void forms_free(struct forms *forms)
 {
         free(forms->form);
+        free(forms->integer);
         forms->form = NULL;
-        forms->count = forms->capacity = 0;
+        forms->integer = NULL;
+        forms->count = forms->capacity = forms->integers = 0;
 }
 
 void form_print(const struct form *f)
@@ -278,21 +356,25 @@ static unsigned put_memory(struct random *r, uint8_t *out, unsigned reg)
         return n + (mod == 1 ? 1 : mod == 2 ? 4 : 0);
 }
 
-bool form_encode(const struct form *f, struct random *r, const ZydisDecoder *decoder, struct code *code)
+bool form_encode(const struct form *f, bool code32, struct random *r, const ZydisDecoder *decoder, struct code *code)
 {
         uint8_t bytes[32], rex = 0, vex[2];
         bool short_vex = f->vex && f->map == 1 && !f->w && one_in(r, 2);
         unsigned n = 0, reg;
         uint64_t random = random64(r);
 
-        if (one_in(r, 12))
+        if (one_in(r, code32 ? 60 : 12)) /* 16-bit addresses are none of ours: they fault */
                 bytes[n++] = 0x67;
         if (one_in(r, 40))
                 bytes[n++] = "\x2e\x36\x3e\x26"[random_below(r, 4)];
-        if (one_in(r, 2))
+        if (one_in(r, 2) && !code32)
                 rex = (uint8_t)(0x40 | random_below(r, 8));
         vex[0] = (uint8_t)(short_vex ? 0x60 | (random & 0x80) : random & 0xe0);
         vex[1] = (uint8_t)(one_in(r, 3) ? 0x78 : random >> 8 & 0x78);
+        if (code32) {
+                vex[0] |= short_vex ? 0x80 : 0xc0;
+                vex[1] |= 0x40;
+        }
         n += put_opcode(f, rex, vex, short_vex, bytes + n);
         reg = f->reg >= 0 ? (unsigned)f->reg : random_below(r, 8);
         if (f->modrm && f->memory)
@@ -309,4 +391,13 @@ bool form_encode(const struct form *f, struct random *r, const ZydisDecoder *dec
                 return false;
         memcpy(code->bytes, bytes, 15);
         return true;
+}
+
+bool code_branches(const struct code *code)
+{
+        const ZydisDecodedInstruction *z = &code->z;
+
+        return z->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || z->meta.category == ZYDIS_CATEGORY_RET ||
+               z->meta.category == ZYDIS_CATEGORY_CALL || z->meta.category == ZYDIS_CATEGORY_COND_BR ||
+               z->meta.category == ZYDIS_CATEGORY_UNCOND_BR;
 }

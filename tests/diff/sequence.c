@@ -1,0 +1,260 @@
+/*
+ * Cases: where their code lies, and sequences.
+ *
+ * A sequence is drawn instruction by instruction; what does not fit behind the ones before is drawn again. It must not depend on
+ * anything that the manual leaves undefined: an instruction that looks at a flag which may be undefined is refused, and the flags
+ * that are undefined at each place are noted for the comparison. Jumps go forward over a few instructions, so a sequence ends.
+ *
+ * Left out are instructions that only a single case can set up: state images, POPF, branches out; and those that store where the
+ * last x87 instruction was, which no two processors agree on (SDM vol. 1 §8.1.8).
+ */
+#include "tests/diff/diff.h"
+
+#include <stddef.h>
+
+void case_bytes(const struct diff_case *c, uint8_t *bytes)
+{
+        for (unsigned n = 0; n < c->count; n++)
+                memcpy(bytes + (c->insn[n].address - case_address(c)), c->insn[n].bytes, c->insn[n].z.length);
+}
+
+/* Now and then across a page boundary. */
+static uint64_t address_for(struct random *r, unsigned size_bytes, unsigned crossing_in)
+{
+        unsigned offset = one_in(r, crossing_in) ? 8u * PAGE - 1 - random_below(r, size_bytes) : 8u * PAGE + random_below(r, 512);
+
+        return CODE_BASE + offset;
+}
+
+bool case_single(const struct form *form, bool code32, const ZydisDecoder *decoder, struct random *r, struct diff_case *c)
+{
+        struct code *code = &c->insn[0];
+
+        code->address = address_for(r, 14, 16);
+        for (unsigned tries = 0; !form_encode(form, code32, r, decoder, code);)
+                if (++tries == 200)
+                        return false;
+        c->code32 = code32;
+        c->count = 1;
+        c->leaves = code_branches(code);
+        operands_make(code, code32, r, &c->in, &c->patch);
+        c->undefined[0] = 0;
+        c->undefined[1] = operands_undefined_flags(code, &c->in);
+        return true;
+}
+
+/* ---- sequences ---- */
+
+struct draft {
+        const struct forms *forms;
+        const ZydisDecoder *decoder;
+        struct random *r;
+        struct diff_case *c;
+        struct registers regs;
+        unsigned wanted;                  /* instructions */
+        unsigned target[CASE_INSNS];      /* of a jump: the instruction's number; 0: no jump */
+        uint64_t brought[CASE_INSNS + 1]; /* undefined flags that jumps bring to a place */
+};
+
+static bool left_out(const ZydisDecodedInstruction *z)
+{
+        switch (z->mnemonic) {
+        case ZYDIS_MNEMONIC_XSAVE:
+        case ZYDIS_MNEMONIC_XSAVE64:
+        case ZYDIS_MNEMONIC_XSAVEC:
+        case ZYDIS_MNEMONIC_XSAVEC64:
+        case ZYDIS_MNEMONIC_XSAVEOPT:
+        case ZYDIS_MNEMONIC_XSAVEOPT64:
+        case ZYDIS_MNEMONIC_XRSTOR:
+        case ZYDIS_MNEMONIC_XRSTOR64:
+        case ZYDIS_MNEMONIC_FXSAVE:
+        case ZYDIS_MNEMONIC_FXSAVE64:
+        case ZYDIS_MNEMONIC_FXRSTOR:
+        case ZYDIS_MNEMONIC_FXRSTOR64:
+        case ZYDIS_MNEMONIC_FNSAVE:
+        case ZYDIS_MNEMONIC_FNSTENV:
+        case ZYDIS_MNEMONIC_POPF:
+        case ZYDIS_MNEMONIC_POPFD:
+        case ZYDIS_MNEMONIC_POPFQ:
+        case ZYDIS_MNEMONIC_POPA:
+        case ZYDIS_MNEMONIC_POPAD:
+                return true;
+        case ZYDIS_MNEMONIC_SHLD:
+        case ZYDIS_MNEMONIC_SHRD:
+        case ZYDIS_MNEMONIC_BSWAP: /* their result is undefined with 16 bits */
+                return z->operand_width == 16;
+        default:
+                return false;
+        }
+}
+
+/* Ends a case at CPL 3, whatever its operands. */
+static bool always_faults(const ZydisDecodedInstruction *z)
+{
+        switch (z->mnemonic) {
+        case ZYDIS_MNEMONIC_CLI:
+        case ZYDIS_MNEMONIC_STI:
+        case ZYDIS_MNEMONIC_UD0:
+        case ZYDIS_MNEMONIC_UD1:
+        case ZYDIS_MNEMONIC_UD2:
+                return true;
+        default:
+                return z->attributes & ZYDIS_ATTRIB_IS_PRIVILEGED || z->meta.category == ZYDIS_CATEGORY_IO ||
+                       z->meta.category == ZYDIS_CATEGORY_IOSTRINGOP;
+        }
+}
+
+static uint64_t flags_read(const ZydisDecodedInstruction *z)
+{
+        if (z->mnemonic == ZYDIS_MNEMONIC_PUSHF || z->mnemonic == ZYDIS_MNEMONIC_PUSHFD || z->mnemonic == ZYDIS_MNEMONIC_PUSHFQ)
+                return UINT64_MAX;
+        return z->cpu_flags ? z->cpu_flags->tested : 0;
+}
+
+/* Flags that have a new value afterwards whatever the operands. */
+static uint64_t flags_written(const ZydisDecodedInstruction *z)
+{
+        if (!z->cpu_flags || z->meta.category == ZYDIS_CATEGORY_SHIFT || z->meta.category == ZYDIS_CATEGORY_ROTATE ||
+            z->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
+                return 0;
+        return z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1;
+}
+
+/* The general or vector register as a bit of struct registers; 0 for others. */
+static uint32_t register_bit(const struct draft *d, ZydisRegister reg)
+{
+        ZydisMachineMode mode = d->c->code32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64;
+        ZydisRegister whole = ZydisRegisterGetLargestEnclosing(mode, reg);
+
+        switch (ZydisRegisterGetClass(whole)) {
+        case ZYDIS_REGCLASS_GPR32:
+        case ZYDIS_REGCLASS_GPR64:
+                return 1u << ZydisRegisterGetId(whole);
+        case ZYDIS_REGCLASS_XMM:
+        case ZYDIS_REGCLASS_YMM:
+        case ZYDIS_REGCLASS_ZMM:
+                return ZydisRegisterGetId(whole) < 16 ? 1u << (16 + ZydisRegisterGetId(whole)) : 0;
+        default:
+                return 0;
+        }
+}
+
+#define RSP_BIT (1u << 4)
+
+/* What code writes; a stack instruction's RSP, which moves a little, does not count. */
+static uint32_t registers_written(const struct draft *d, const struct code *code)
+{
+        uint32_t written = 0;
+
+        for (unsigned n = 0; n < code->z.operand_count; n++) {
+                const ZydisDecodedOperand *o = &code->operand[n];
+                uint32_t bit;
+
+                if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+                        continue;
+                bit = register_bit(d, o->reg.value);
+                if (bit != RSP_BIT || o->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+                        written |= bit;
+        }
+        return written;
+}
+
+static bool decode(const struct draft *d, struct code *code)
+{
+        return ZYAN_SUCCESS(ZydisDecoderDecodeFull(d->decoder, code->bytes, 15, &code->z, code->operand));
+}
+
+static bool draw_form(struct draft *d, struct code *code)
+{
+        const struct forms *f = d->forms;
+        uint32_t n = one_in(d->r, 3) || !f->integers ? random_below(d->r, (unsigned)f->count)
+                                                     : f->integer[random_below(d->r, (unsigned)f->integers)];
+
+        if (!form_encode(&f->form[n], f->code32, d->r, d->decoder, code))
+                return false;
+        if (code_branches(code) || left_out(&code->z) || (always_faults(&code->z) && !one_in(d->r, 64)))
+                return false;
+        return operands_join(code, d->r, &d->regs, &d->c->in) && decode(d, code);
+}
+
+/* Jcc, JMP or JRCXZ over one to three instructions; where to is put in when all are there. */
+static bool draw_jump(struct draft *d, struct code *code, unsigned *target)
+{
+        unsigned kind = random_below(d->r, 36), cc = random_below(d->r, 16), from = d->c->count;
+
+        memset(code->bytes, 0, sizeof(code->bytes));
+        if (kind < 20)
+                code->bytes[0] = (uint8_t)(0x70 + cc);
+        else if (kind < 32)
+                memcpy(code->bytes, (uint8_t[]){ 0x0f, (uint8_t)(0x80 + cc) }, 2);
+        else
+                code->bytes[0] = kind == 32 ? 0xe3 : kind == 33 ? 0xe9 : 0xeb;
+        *target = MIN(from + 2 + random_below(d->r, 3), d->wanted);
+        return decode(d, code);
+}
+
+/* One more instruction; false when this try does not serve. */
+static bool draw(struct draft *d)
+{
+        unsigned n = d->c->count, target = 0;
+        struct code *code = &d->c->insn[n];
+        uint64_t undefined = d->c->undefined[n] | d->brought[n];
+        uint32_t written;
+
+        code->address = n ? code[-1].address + code[-1].z.length : case_address(d->c);
+        if (n + 2 <= d->wanted && one_in(d->r, 6) ? !draw_jump(d, code, &target) : !draw_form(d, code))
+                return false;
+        if (flags_read(&code->z) & undefined)
+                return false;
+        written = registers_written(d, code);
+        if ((written & RSP_BIT || (written & d->regs.held && !one_in(d->r, 4))) && !one_in(d->r, 16))
+                return false;
+        d->target[n] = target;
+        d->c->undefined[n] = undefined;
+        if (target)
+                d->brought[target] |= undefined;
+        d->c->undefined[n + 1] = (undefined & ~flags_written(&code->z)) | operands_undefined_flags(code, NULL);
+        d->regs.written |= written;
+        d->regs.held &= ~written;
+        d->c->count = n + 1;
+        return true;
+}
+
+static void put_jumps(struct draft *d)
+{
+        for (unsigned n = 0; n < d->c->count; n++) {
+                struct code *code = &d->c->insn[n];
+                unsigned to = MIN(d->target[n], d->c->count);
+                uint64_t end = case_address(d->c) + case_size(d->c);
+                uint64_t distance = (to < d->c->count ? d->c->insn[to].address : end) - (code->address + code->z.length);
+
+                if (!d->target[n])
+                        continue;
+                memcpy(code->bytes + code->z.raw.imm[0].offset, &distance, code->z.raw.imm[0].size / 8u);
+                decode(d, code);
+        }
+}
+
+void case_sequence(const struct forms *forms, const ZydisDecoder *decoder, struct random *r, struct diff_case *c)
+{
+        struct draft d = { .forms = forms, .decoder = decoder, .r = r, .c = c };
+        unsigned tries = 0;
+
+        d.wanted = 2 + random_below(r, CASE_INSNS - 1);
+        c->code32 = forms->code32;
+        c->leaves = false;
+        c->count = 0;
+        c->undefined[0] = 0;
+        c->patch.size = 0;
+        c->insn[0].address = address_for(r, d.wanted * 5, 2);
+        operands_image(r, c->code32, case_address(c), &c->in);
+        while (c->count < d.wanted && (tries++ < 400 || !c->count))
+                draw(&d);
+        /* A jump to behind what was drawn goes to the end. */
+        for (unsigned n = c->count + 1; n <= d.wanted; n++)
+                d.brought[c->count] |= d.brought[n];
+        c->undefined[c->count] |= d.brought[c->count];
+        put_jumps(&d);
+        for (unsigned n = 0; n < 16 && c->code32; n++)
+                c->in.gpr[n] &= UINT32_MAX;
+}

@@ -15,6 +15,7 @@ int code_cache_new(size_t size_bytes, struct code_cache **out, struct err *err) 
 void code_cache_free(struct code_cache *cache);
 
 size_t code_cache_size(const struct code_cache *cache);
+size_t code_cache_region_size(const struct code_cache *cache);
 size_t code_cache_used(const struct code_cache *cache);
 
 /* The executable and the writable address of an offset. */

@@ -78,8 +78,12 @@ static const struct syscall_rule rules[] = {
         { 452, -1, 0, 0 } /* fchmodat2 */, ALLOW(copy_file_range), ALLOW(faccessat), ALLOW(faccessat2), ALLOW(umask), ALLOW(flock), ALLOW(syncfs),
         /* the machine's state in files that are open already */
         ALLOW(memfd_create),
-        /* vsock calls unix sockets of the host. The last two: see confine_enter(). */
-        ALLOW_IF(socket, 0, UINT64_MAX, AF_UNIX), ALLOW(connect),
+};
+
+/* vsock calls unix sockets of the host. Without a network namespace any socket could be called: then it only takes calls. */
+static const struct syscall_rule call_rules[] = {
+        ALLOW_IF(socket, 0, UINT64_MAX, AF_UNIX),
+        ALLOW(connect),
 };
 
 /* To what confine_enter() leaves: a shared directory takes its part of what there is when it is made. */
@@ -107,6 +111,15 @@ int confine_isolate(struct confine *confine, bool off, struct err *err)
         return r < 0 ? err_wrap(err, r, "isolating the machine") : 0;
 }
 
+static int filter_process(bool calls, struct err *err)
+{
+        struct syscall_rule all[ARRAY_SIZE(rules) + ARRAY_SIZE(call_rules)];
+
+        memcpy(all, rules, sizeof(rules));
+        memcpy(all + ARRAY_SIZE(rules), call_rules, sizeof(call_rules));
+        return sandbox_filter(all, calls ? ARRAY_SIZE(all) : ARRAY_SIZE(rules), true, err);
+}
+
 int confine_enter(struct confine *confine, const struct sandbox_directory *directories, size_t count, unsigned threads, struct err *err)
 {
         const struct sandbox_plan plan = {
@@ -123,9 +136,8 @@ int confine_enter(struct confine *confine, const struct sandbox_directory *direc
         if (confine->off)
                 return 0;
         r = sandbox_confine(&confine->reached, &plan, err);
-        /* Without namespaces any socket of the host could be called: then none, and vsock only takes calls. */
         if (!r)
-                r = sandbox_filter(rules, ARRAY_SIZE(rules) - (confine->reached.net_ns ? 0 : 2), true, err);
+                r = filter_process(confine->reached.net_ns, err);
         if (r < 0)
                 return err_wrap(err, r, "confining the machine");
         confine->reached.filter = true;

@@ -1,15 +1,23 @@
 /*
  * The modes before long mode, from inside. Each check names the clause of the Intel SDM (volume 3A unless it says otherwise).
- * TRY(), trap() and `last` work as in long.c.
+ * TCG knows no limits, types and reserved pointers of legacy modes: CHECK_STRICT().
  */
-#include "lib.h"
+#include <stdint.h>
 
-#define NONE 0x100
+typedef uint32_t word;
 
 struct frame {
-        uint32_t edi, esi, ebp, esp_, ebx, edx, ecx, eax;
-        uint32_t vector, error, eip, cs, eflags, esp, ss, es, ds, fs, gs;
+        word edi, esi, ebp, esp_, ebx, edx, ecx, eax;
+        word vector, error, ip, cs, flags, esp, ss, es, ds, fs, gs;
 };
+
+#define TRY_BEFORE "pushal\n movl %%esp, try_sp\n movl $99f, resume\n"
+#define TRY_AFTER                                                                             \
+        "movl $0, resume\n movl try_sp, %%esp\n movw $0x10, %%ax\n movw %%ax, %%ds\n"        \
+        "movw %%ax, %%es\n movw %%ax, %%fs\n movw %%ax, %%gs\n popal"
+#define TRY_CLOBBERS "memory", "cc"
+
+#include "lib.h"
 
 struct tss {
         uint32_t link, esp0, ss0, esp1, ss1, esp2, ss2, cr3, eip, eflags, eax, ecx, edx, ebx, esp, ebp, esi, edi;
@@ -21,13 +29,9 @@ extern uint64_t gdt[];
 extern uint8_t stubs[], stack_top[], leave_here[], gate_target[], task_entry[], real_code[], real_code_end[], v86_code[], v86_code_end[];
 void enter(uint32_t eip, uint32_t cs, uint32_t eflags, uint32_t esp, uint32_t ss);
 void real_mode(void);
-void trap(struct frame *f);
 void main(void);
 
 static uint64_t idt[64];
-struct frame last;
-volatile uint32_t last_cr2, traps;
-uint32_t resume, try_esp;
 static struct tss tss1, tss2;
 static uint8_t stack0[4096] __attribute__((aligned(16))), user_stack[4096] __attribute__((aligned(16))), task_stack[4096] __attribute__((aligned(16)));
 static uint32_t directory[1024] __attribute__((aligned(4096))), table[1024] __attribute__((aligned(4096)));
@@ -35,63 +39,20 @@ static uint64_t pae_directory[512] __attribute__((aligned(4096))), pae_pointers[
 static uint8_t page[4096] __attribute__((aligned(4096)));
 static uint32_t v86_int;
 
-#define TRY(code, ...)                                                                                                 \
-        do {                                                                                                           \
-                last = (struct frame){ .vector = NONE };                                                               \
-                __asm__ volatile("pushal\n movl %%esp, try_esp\n movl $99f, resume\n" code                               \
-                                 "\n99: movl $0, resume\n movl try_esp, %%esp\n movw $0x10, %%ax\n movw %%ax, %%ds\n movw %%ax, %%es\n" \
-                                 "movw %%ax, %%fs\n movw %%ax, %%gs\n popal" : : __VA_ARGS__ : "memory", "cc");         \
-        } while (0)
-
-#define CHECK_FAULT(name, vector_, error_)                               \
-        do {                                                             \
-                check_eq(name ": vector", last.vector, vector_);         \
-                if ((vector_) != NONE && last.vector == (vector_))       \
-                        check_eq(name ": error", last.error, error_);    \
-        } while (0)
-
-/* A check that TCG fails: it knows no limits, types and reserved pointers of legacy modes. */
-#define CHECK_STRICT(name, vector, error)                 \
-        do {                                              \
-                if (!tcg)                                 \
-                        CHECK_FAULT(name, vector, error); \
-        } while (0)
-
 void trap(struct frame *f)
 {
-        last = *f;
-        traps++;
-        __asm__ volatile("mov %%cr2, %0" : "=r"(last_cr2));
-        if (f->eflags & 0x20000) {
-                if (f->vector == 13 && *(uint8_t *)((f->cs << 4) + f->eip) == 0xcd) { /* INT n in virtual-8086 mode, IOPL < 3 */
-                        v86_int = *(uint8_t *)((f->cs << 4) + f->eip + 1);
-                        f->eip += 2;
-                        return;
-                }
-                f->eip = (uint32_t)leave_here;
-                f->cs = 8;
-                f->eflags = 2;
-                return;
+        bool v86 = f->flags & 0x20000;
+        uint8_t *code = (uint8_t *)((f->cs << 4) + f->ip);
+
+        trap_record(f);
+        if (v86 && f->vector == 13 && *code == 0xcd) { /* INT n in virtual-8086 mode, IOPL < 3 */
+                v86_int = code[1];
+                f->ip += 2;
+        } else if (v86 || (f->cs & 3) == 3) {
+                trap_to_kernel(f, leave_here);
+        } else {
+                trap_resume(f);
         }
-        if ((f->cs & 3) == 3) {
-                f->eip = (uint32_t)leave_here;
-                f->cs = 8;
-                f->eflags = 2;
-                return;
-        }
-        if (!resume) {
-                put("unexpected exception ");
-                put_hex(f->vector);
-                put(" error ");
-                put_hex(f->error);
-                put(" at ");
-                put_hex(f->eip);
-                put("\n");
-                finish();
-        }
-        f->eip = resume;
-        f->cs = 8;
-        f->eflags &= ~0x10100u;
 }
 
 static uint64_t gate(uint32_t selector, uint32_t offset, unsigned type, unsigned dpl, unsigned parameters)
@@ -332,7 +293,7 @@ static void check_old_modes(void)
         enter(0, 0x900, 0x20002, 0xf00, 0x900);
         CHECK_FAULT("virtual-8086: HLT", 13, 0);
         check_eq("virtual-8086: its CS", last.cs, 0x900);
-        check_eq("virtual-8086: VM in the frame", last.eflags >> 17 & 1, 1);
+        check_eq("virtual-8086: VM in the frame", last.flags >> 17 & 1, 1);
         check_eq("virtual-8086: its DS in the frame", last.ds, 0x900);
         check_eq("virtual-8086: DS * 16", *(volatile uint16_t *)0x9200, 0x4321);
         check_eq("virtual-8086: INT n was seen", v86_int, 0x21);

@@ -8,6 +8,15 @@
 
 #define CREATE_FLAGS (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC)
 
+/* The next name in the arguments, and the directory that the request is on, pinned. */
+static int take_name(struct fs_request *rq, const char **name, struct fs_node **dir)
+{
+        int r;
+
+        *name = fs_arg_name(rq, &r);
+        return *name ? fs_pin_dir(rq->fs, rq->header.nodeid, dir) : r;
+}
+
 int fs_lookup(struct fs_server *fs, struct fs_node *dir, const char *name, struct fuse_entry_out *entry, struct fs_node **found)
 {
         struct statx st;
@@ -47,12 +56,9 @@ static int reply_entry(struct fs_request *rq, struct fs_node *dir, const char *n
 int fs_op_lookup(struct fs_request *rq)
 {
         struct fs_node *dir;
-        int r;
-        const char *name = fs_arg_name(rq, &r);
+        const char *name;
+        int r = take_name(rq, &name, &dir);
 
-        if (!name)
-                return r;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
         if (r < 0)
                 return r;
         r = reply_entry(rq, dir, name);
@@ -118,10 +124,7 @@ int fs_op_mkdir(struct fs_request *rq)
 
         if (cursor_get(&rq->args, &in, sizeof(in)) < 0)
                 return -EINVAL;
-        name = fs_arg_name(rq, &r);
-        if (!name)
-                return r;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
+        r = take_name(rq, &name, &dir);
         if (r < 0)
                 return r;
         r = mkdirat(dir->fd, name, in.mode & 07777) < 0 ? -errno : finish_new(rq, dir, name, in.mode & 07777, true);
@@ -139,14 +142,11 @@ int fs_op_mknod(struct fs_request *rq)
 
         if (cursor_get(&rq->args, &in, sizeof(in)) < 0)
                 return -EINVAL;
-        name = fs_arg_name(rq, &r);
-        if (!name)
-                return r;
         type = in.mode & S_IFMT;
         /* A device node would be the host's device. */
         if (type != S_IFREG && type != S_IFIFO && type != S_IFSOCK)
                 return -EPERM;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
+        r = take_name(rq, &name, &dir);
         if (r < 0)
                 return r;
         r = mknodat(dir->fd, name, type | (in.mode & 01777), 0) < 0 ? -errno : finish_new(rq, dir, name, in.mode & 01777, true);
@@ -157,19 +157,16 @@ int fs_op_mknod(struct fs_request *rq)
 int fs_op_symlink(struct fs_request *rq)
 {
         struct fs_node *dir;
-        const char *target;
-        int r;
-        const char *name = fs_arg_name(rq, &r);
+        const char *name, *target;
+        int r = take_name(rq, &name, &dir);
 
-        if (!name)
+        if (r < 0)
                 return r;
         target = fs_arg_text(rq, PATH_MAX - 1);
         if (!target || !*target)
-                return target ? -ENOENT : -EINVAL;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
-        if (r < 0)
-                return r;
-        r = symlinkat(target, dir->fd, name) < 0 ? -errno : finish_new(rq, dir, name, 0, false);
+                r = target ? -ENOENT : -EINVAL;
+        else
+                r = symlinkat(target, dir->fd, name) < 0 ? -errno : finish_new(rq, dir, name, 0, false);
         fs_unpin(rq->fs, dir);
         return r;
 }
@@ -177,12 +174,9 @@ int fs_op_symlink(struct fs_request *rq)
 static int remove_name(struct fs_request *rq, int flags)
 {
         struct fs_node *dir;
-        int r;
-        const char *name = fs_arg_name(rq, &r);
+        const char *name;
+        int r = take_name(rq, &name, &dir);
 
-        if (!name)
-                return r;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
         if (r < 0)
                 return r;
         r = unlinkat(dir->fd, name, flags) < 0 ? -errno : 0;
@@ -210,16 +204,12 @@ static int do_rename(struct fs_request *rq, uint64_t new_dir, uint32_t flags)
         /* A white-out would be a device node. */
         if (flags & ~(uint32_t)(RENAME_NOREPLACE | RENAME_EXCHANGE))
                 return -EINVAL;
-        name = fs_arg_name(rq, &r);
-        if (!name)
-                return r;
-        new_name = fs_arg_name(rq, &r);
-        if (!new_name)
-                return r;
-        r = fs_pin_dir(fs, rq->header.nodeid, &from);
+        r = take_name(rq, &name, &from);
         if (r < 0)
                 return r;
-        r = fs_pin_dir(fs, new_dir, &to);
+        new_name = fs_arg_name(rq, &r);
+        if (new_name)
+                r = fs_pin_dir(fs, new_dir, &to);
         if (r == 0) {
                 r = renameat2(from->fd, name, to->fd, new_name, flags) < 0 ? -errno : 0;
                 if (r == 0) {
@@ -294,20 +284,17 @@ int fs_op_link(struct fs_request *rq)
 
         if (cursor_get(&rq->args, &in, sizeof(in)) < 0)
                 return -EINVAL;
-        name = fs_arg_name(rq, &r);
-        if (!name)
-                return r;
-        r = fs_pin(rq->fs, in.oldnodeid, &node);
+        r = take_name(rq, &name, &dir);
         if (r < 0)
                 return r;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
+        r = fs_pin(rq->fs, in.oldnodeid, &node);
         if (r == 0) {
                 r = node->type == S_IFDIR ? -EPERM : link_node(rq, node, dir, name);
                 if (r == 0)
                         r = reply_entry(rq, dir, name);
-                fs_unpin(rq->fs, dir);
+                fs_unpin(rq->fs, node);
         }
-        fs_unpin(rq->fs, node);
+        fs_unpin(rq->fs, dir);
         return r;
 }
 
@@ -387,10 +374,7 @@ int fs_op_create(struct fs_request *rq)
 
         if (cursor_get(&rq->args, &in, sizeof(in)) < 0 || (in.flags & O_ACCMODE) == O_ACCMODE)
                 return -EINVAL;
-        name = fs_arg_name(rq, &r);
-        if (!name)
-                return r;
-        r = fs_pin_dir(rq->fs, rq->header.nodeid, &dir);
+        r = take_name(rq, &name, &dir);
         if (r < 0)
                 return r;
         r = do_create(rq, dir, name, &in);

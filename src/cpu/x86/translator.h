@@ -55,16 +55,24 @@ struct tflags_recipe {
 struct tsite {
         uint8_t kind;        /* enum tsite_kind */
         uint8_t flags;       /* enum tflags, before the instruction */
-        uint8_t size_bytes;  /* of the access, TSITE_MEMORY */
+        uint8_t size_bytes;  /* of the access, TSITE_MEMORY. TSITE_JUMP: to add to RSP once the target is known canonical (RET) */
         bool write, stack;   /* TSITE_MEMORY: stack: at RSP (POP, RET) or RSP - size (PUSH, CALL), not insn's operand */
         bool backward;       /* TSITE_CHAIN */
         struct tflags_recipe recipe;
         int32_t target;      /* guest offset in the page */
         uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY */
-        uint32_t next;       /* host code behind the instruction: TSITE_MEMORY, TSITE_HANDLER; 0: none, the run loop finds it */
+        /*
+         * TSITE_MEMORY, TSITE_HANDLER: host code behind the instruction, entered with the host's flags made from cpu->lazy; 0: none, the
+         * run loop finds it. TSITE_CHAIN: the stub, what the rel32 leads to while it is not linked.
+         */
+        uint32_t next;
         uint32_t patch;      /* TSITE_CHAIN: where the rel32 is. TSITE_FAULT: host code that may fault, first byte */
         uint32_t incoming;   /* TSITE_CHAIN, linked: the next site that is linked to the same block; translator.c's */
-        const struct insn *insn; /* followed by an end mark, translator_end(); NULL for CHAIN and GO at a target */
+        /*
+         * Followed by an end mark, translator_end(); NULL for CHAIN and GO at a target, LEAVE, and JUMP when the target needs no check. A
+         * TSITE_JUMP with it: a target that is not canonical is #GP at insn, where nothing was changed yet.
+         */
+        const struct insn *insn;
         struct tblock *block;
 };
 
@@ -75,7 +83,7 @@ struct tblock {
         uint32_t key;             /* translation_key() */
         uint16_t size_bytes;      /* guest; may end in another page only when it is one instruction: not translated then */
         uint16_t insns;
-        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, begins with an instruction of 5 bytes or more, which becomes a call */
+        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, see TBLOCK_DIRECT */
         uint32_t host_end;
         uint32_t site_first, sites;
         uint32_t incoming;        /* first site that is linked to this block; 0: none */
@@ -83,6 +91,12 @@ struct tblock {
         struct insn *insn;        /* two for each that a site needs: the instruction and an end mark */
         uint8_t *bytes;           /* the guest's, as translated */
 };
+
+/*
+ * A block has two entries, each of which begins with 5 bytes that may become a jump: at host, for the jump cache: the linear address is in
+ * RBP, GPR_BLOCK is set from it; at host + TBLOCK_DIRECT, for direct branches and translator_enter(): GPR_BLOCK is right already.
+ */
+#define TBLOCK_DIRECT 16
 
 /* What translate_block() is given: a copy of the guest's bytes from gpa to the end of its page at most. */
 struct tsource {
@@ -93,9 +107,9 @@ struct tsource {
 };
 
 /*
- * Translates one block into as_, whose buffer is already in the code cache, and fills block (sites, insns taken from the
- * translator). -ENOTSUP: the first instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode
- * in ways that only the interpreter knows). -ENOSPC: buffer, sites or insns are used up; the caller makes room and tries again.
+ * Translates one block into as_, whose buffer is already in the code cache at block->host (set by the caller, as gpa and key are;
+ * as_->used is 0), and fills the rest of block (sites, insns taken from the translator; bytes is the caller's). -ENOTSUP: the first
+ * instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode in ways that only the interpreter knows). -ENOSPC: buffer, sites or insns are used up; the caller makes room and tries again.
  */
 int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct x86_asm *as_, struct tblock *block);
 
@@ -126,6 +140,9 @@ enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
 struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
+
+/* The status flags of EFLAGS before site whose flags are a TFLAGS_RECIPE, from the guest's registers (translate-flags.c). */
+uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site);
 
 /* ---- registers ---- */
 

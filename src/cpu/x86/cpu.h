@@ -13,9 +13,9 @@
 #include "cpu/x86/x86.h"
 
 /*
- * Soft TLB: direct-mapped, one table for each way of access rights. A tag is the linear page address with the low bits 0 when
- * the access is allowed and plain (RAM, no code on a page that is written); any low bit set sends the access to the slow path.
- * host address = linear + addend.
+ * Soft TLB: direct-mapped by the page of an access's first byte, one table for each way of access rights. A tag is the linear page
+ * address when the access is allowed and plain (RAM, no code on a page that is written). So linear ^ tag is the offset in the
+ * page on a hit, and comparing it with the page size less the access's sees an access that leaves its page as well.
  */
 enum tlb_mode {
         TLB_SUPERVISOR,
@@ -24,15 +24,32 @@ enum tlb_mode {
         TLB_CHECKED, /* never filled: alignment checks (#AC) and data breakpoints take the slow path for every access */
         TLB_MODES,
 };
-#define TLB_BITS 10
+#define TLB_BITS 12 /* at most 12: struct tlb_used has one summary word */
 #define TLB_ENTRIES (1u << TLB_BITS)
 
-struct tlb_entry {
-        uint64_t read_tag;
-        uint64_t write_tag;
-        uintptr_t addend;
-        uint64_t gpa; /* page, with TLB_GLOBAL and TLB_LARGE_* in the low bits; valid with any tag */
+struct tlb_set {
+        uint64_t read_tag[TLB_ENTRIES];
+        uint64_t write_tag[TLB_ENTRIES];
+        uintptr_t host[TLB_ENTRIES]; /* of the page's first byte */
+        uint64_t gpa[TLB_ENTRIES];   /* page, with TLB_GLOBAL and TLB_LARGE_* in the low bits; valid with any tag that is not empty */
 };
+
+/* Which entries of a set may hold a translation, so that a flush is as long as what it drops. Bit n of summary: word[n] is not 0. */
+struct tlb_used {
+        uint64_t summary;
+        uint64_t word[TLB_ENTRIES / 64];
+};
+
+static inline unsigned tlb_index(uint64_t linear)
+{
+        return (unsigned)(linear >> 12) & (TLB_ENTRIES - 1);
+}
+
+/* The tag of an empty entry belongs to another entry's pages: no address that is looked up there, canonical or not, matches it. */
+static inline uint64_t tlb_empty_tag(unsigned index)
+{
+        return (uint64_t)(index ^ 1) << 12;
+}
 
 /* Translations for fetching; the mode is CPL 3 or not (SMAP and AC do not matter). host is NULL where there is no RAM. */
 #define TLB_EXEC_ENTRIES 256u
@@ -135,9 +152,10 @@ struct x86_cpu {
         _Atomic uint8_t sipi_vector;
         _Atomic uint64_t instructions;
 
-        struct tlb_entry tlb[TLB_MODES][TLB_ENTRIES];
+        struct tlb_set *data;       /* that of tlb_mode */
+        struct tlb_set tlb[TLB_MODES];
+        struct tlb_used tlb_used[TLB_CHECKED];
         struct tlb_exec_entry tlb_exec[2][TLB_EXEC_ENTRIES];
-        uint64_t tlb_used[TLB_MODES][TLB_ENTRIES / 64]; /* which entries hold a translation, so that a flush is short */
         uint64_t tlb_exec_used[2][TLB_EXEC_ENTRIES / 64];
         uint32_t tlb_generation;    /* rises whenever a translation is dropped: for caches of linear addresses */
         uint64_t pdpte[4];          /* PAE paging: loaded with CR3 */
@@ -198,35 +216,57 @@ void x86_sipi_received(struct x86_cpu *cpu, uint8_t vector);
 uint64_t mmu_read_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
 void mmu_write_slow(struct x86_cpu *cpu, uint64_t linear, uint64_t value, unsigned size_bytes);
 
-static inline struct tlb_entry *tlb_at(struct x86_cpu *cpu, uint64_t linear)
+#define _always_inline_ inline __attribute__((always_inline))
+
+/* The host address of a plain access within one page that set knows, else NULL. */
+static _always_inline_ void *tlb_find_in(const struct tlb_set *set, uint64_t linear, uint64_t size_bytes, bool write)
 {
-        return &cpu->tlb[cpu->tlb_mode][(linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+        unsigned index = tlb_index(linear);
+        uint64_t offset = linear ^ (write ? set->write_tag[index] : set->read_tag[index]);
+        uintptr_t host;
+
+        if (unlikely(offset > GUEST_PAGE_SIZE - size_bytes))
+                return NULL;
+        host = set->host[index] + offset;
+        if (!host)
+                __builtin_unreachable(); /* spares callers the second test */
+        return (void *)host;
 }
 
-/*
- * The page of an access's last byte. It equals the tag of the entry for the first byte when the access stays in a page that may
- * be accessed plainly; an access that leaves its page never finds the tag of the next page there.
- */
-static inline uint64_t tlb_tag_of(uint64_t linear, unsigned size_bytes)
+/* The same for a data access as things are. */
+static _always_inline_ void *tlb_find(const struct x86_cpu *cpu, uint64_t linear, uint64_t size_bytes, bool write)
 {
-        return (linear + (size_bytes - 1)) & ~(GUEST_PAGE_SIZE - 1);
+        return tlb_find_in(cpu->data, linear, size_bytes, write);
+}
+
+/* Where a mode's set is, as an offset from GS base in translated code. */
+static inline uint32_t tlb_set_offset(unsigned mode)
+{
+        return (uint32_t)(offsetof(struct x86_cpu, tlb) + mode * sizeof(struct tlb_set));
+}
+
+/* Chooses the set for data accesses. */
+static inline void tlb_use_mode(struct x86_cpu *cpu, unsigned mode)
+{
+        cpu->tlb_mode = (uint8_t)mode;
+        cpu->data = &cpu->tlb[mode];
 }
 
 #define MMU_ACCESS(bits)                                                                              \
         static inline uint##bits##_t mmu_read##bits(struct x86_cpu *cpu, uint64_t linear)             \
         {                                                                                             \
-                const struct tlb_entry *e = tlb_at(cpu, linear);                                      \
+                const uint##bits##_t *at = tlb_find(cpu, linear, bits / 8, false);                    \
                                                                                                       \
-                if (likely(e->read_tag == tlb_tag_of(linear, bits / 8)))                              \
-                        return __atomic_load_n((const uint##bits##_t *)(linear + e->addend), __ATOMIC_RELAXED); \
+                if (likely(at))                                                                       \
+                        return __atomic_load_n(at, __ATOMIC_RELAXED);                                 \
                 return (uint##bits##_t)mmu_read_slow(cpu, linear, bits / 8);                          \
         }                                                                                             \
         static inline void mmu_write##bits(struct x86_cpu *cpu, uint64_t linear, uint##bits##_t value) \
         {                                                                                             \
-                const struct tlb_entry *e = tlb_at(cpu, linear);                                      \
+                uint##bits##_t *at = tlb_find(cpu, linear, bits / 8, true);                           \
                                                                                                       \
-                if (likely(e->write_tag == tlb_tag_of(linear, bits / 8)))                             \
-                        __atomic_store_n((uint##bits##_t *)(linear + e->addend), value, __ATOMIC_RELAXED); \
+                if (likely(at))                                                                       \
+                        __atomic_store_n(at, value, __ATOMIC_RELAXED);                                \
                 else                                                                                  \
                         mmu_write_slow(cpu, linear, value, bits / 8);                                 \
         }
@@ -253,11 +293,9 @@ void *mmu_rmw_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
 
 static inline void *mmu_rmw(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
+        void *at = tlb_find(cpu, linear, size_bytes, true);
 
-        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes)))
-                return (void *)(linear + e->addend);
-        return mmu_rmw_slow(cpu, linear, size_bytes);
+        return likely(at) ? at : mmu_rmw_slow(cpu, linear, size_bytes);
 }
 
 /* As supervisor whatever the CPL: descriptor tables, TSS. */

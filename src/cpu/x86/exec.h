@@ -17,7 +17,6 @@
 #include "cpu/x86/flags.h"
 
 #define HANDLER(name) static const struct insn *name(struct x86_cpu *cpu, const struct insn *i)
-#define _always_inline_ inline __attribute__((always_inline))
 #define _cold_ __attribute__((cold, noinline))
 
 /*
@@ -114,31 +113,27 @@ void exec_modify_store(struct x86_cpu *cpu, const struct insn *i, uint64_t value
 #define MEMORY_ACCESS(bits)                                                                                                \
         static _always_inline_ uint##bits##_t load##bits(struct x86_cpu *cpu, const struct insn *i, enum address_form form) \
         {                                                                                                                  \
-                uint64_t linear;                                                                                           \
-                const struct tlb_entry *e;                                                                                 \
+                const uint##bits##_t *at;                                                                                  \
                                                                                                                            \
                 if (form == FORM_ANY)                                                                                      \
                         return mmu_read##bits(cpu, insn_linear(cpu, i, bits / 8, false));                                  \
-                linear = address_of(cpu, i, form);                                                                         \
-                e = tlb_at(cpu, linear);                                                                                   \
-                if (likely(e->read_tag == tlb_tag_of(linear, bits / 8)))                                                   \
-                        return __atomic_load_n((const uint##bits##_t *)(linear + e->addend), __ATOMIC_RELAXED);            \
+                at = tlb_find(cpu, address_of(cpu, i, form), bits / 8, false);                                             \
+                if (likely(at))                                                                                            \
+                        return __atomic_load_n(at, __ATOMIC_RELAXED);                                                      \
                 return (uint##bits##_t)exec_load_slow(cpu, i, bits / 8);                                                   \
         }                                                                                                                  \
         static _always_inline_ void store##bits(struct x86_cpu *cpu, const struct insn *i, enum address_form form,         \
                                                 uint##bits##_t value)                                                      \
         {                                                                                                                  \
-                uint64_t linear;                                                                                           \
-                const struct tlb_entry *e;                                                                                 \
+                uint##bits##_t *at;                                                                                        \
                                                                                                                            \
                 if (form == FORM_ANY) {                                                                                    \
                         mmu_write##bits(cpu, insn_linear(cpu, i, bits / 8, true), value);                                  \
                         return;                                                                                            \
                 }                                                                                                          \
-                linear = address_of(cpu, i, form);                                                                         \
-                e = tlb_at(cpu, linear);                                                                                   \
-                if (likely(e->write_tag == tlb_tag_of(linear, bits / 8)))                                                  \
-                        __atomic_store_n((uint##bits##_t *)(linear + e->addend), value, __ATOMIC_RELAXED);                 \
+                at = tlb_find(cpu, address_of(cpu, i, form), bits / 8, true);                                              \
+                if (likely(at))                                                                                            \
+                        __atomic_store_n(at, value, __ATOMIC_RELAXED);                                                     \
                 else                                                                                                       \
                         exec_store_slow(cpu, i, value, bits / 8);                                                          \
         }
@@ -148,9 +143,8 @@ FOR_EACH_WIDTH(MEMORY_ACCESS)
 static _always_inline_ void *modify_at(struct x86_cpu *cpu, const struct insn *i, enum address_form form, unsigned size_bytes)
 {
         uint64_t linear = form == FORM_ANY ? insn_linear(cpu, i, size_bytes, true) : address_of(cpu, i, form);
-        const struct tlb_entry *e = tlb_at(cpu, linear);
 
-        return likely(e->write_tag == tlb_tag_of(linear, size_bytes)) ? (void *)(linear + e->addend) : NULL;
+        return tlb_find(cpu, linear, size_bytes, true);
 }
 
 /* Without LOCK: statement computes r from a. */
@@ -193,10 +187,10 @@ void exec_stack_write(struct x86_cpu *cpu, uint64_t sp, uint64_t value, unsigned
 static _always_inline_ void stack_push64(struct x86_cpu *cpu, uint64_t value)
 {
         uint64_t sp = cpu->s.gpr[X86_RSP] - 8;
-        const struct tlb_entry *e = tlb_at(cpu, sp);
+        uint64_t *at = tlb_find(cpu, sp, 8, true);
 
-        if (likely(e->write_tag == tlb_tag_of(sp, 8)))
-                __atomic_store_n((uint64_t *)(sp + e->addend), value, __ATOMIC_RELAXED);
+        if (likely(at))
+                __atomic_store_n(at, value, __ATOMIC_RELAXED);
         else
                 exec_stack_write(cpu, sp, value, 8);
         cpu->s.gpr[X86_RSP] = sp;
@@ -205,11 +199,9 @@ static _always_inline_ void stack_push64(struct x86_cpu *cpu, uint64_t value)
 static _always_inline_ uint64_t stack_peek64(struct x86_cpu *cpu)
 {
         uint64_t sp = cpu->s.gpr[X86_RSP];
-        const struct tlb_entry *e = tlb_at(cpu, sp);
+        const uint64_t *at = tlb_find(cpu, sp, 8, false);
 
-        if (likely(e->read_tag == tlb_tag_of(sp, 8)))
-                return __atomic_load_n((const uint64_t *)(sp + e->addend), __ATOMIC_RELAXED);
-        return exec_stack_read(cpu, sp, 8);
+        return likely(at) ? __atomic_load_n(at, __ATOMIC_RELAXED) : exec_stack_read(cpu, sp, 8);
 }
 
 /* Any mode and size. */

@@ -273,13 +273,9 @@ HANDLER(leave)
 HANDLER(leave64)
 {
         uint64_t bp = cpu->s.gpr[X86_RBP];
-        const struct tlb_entry *e = tlb_at(cpu, bp);
-        uint64_t value;
+        const uint64_t *at = tlb_find(cpu, bp, 8, false);
+        uint64_t value = likely(at) ? __atomic_load_n(at, __ATOMIC_RELAXED) : exec_stack_read(cpu, bp, 8);
 
-        if (likely(e->read_tag == tlb_tag_of(bp, 8)))
-                value = __atomic_load_n((const uint64_t *)(bp + e->addend), __ATOMIC_RELAXED);
-        else
-                value = exec_stack_read(cpu, bp, 8);
         cpu->s.gpr[X86_RSP] = bp + 8;
         cpu->s.gpr[X86_RBP] = value;
         NEXT;

@@ -31,11 +31,11 @@
 #define PTE_G (1ull << 8)
 #define PTE_NX (1ull << 63)
 
-/* Low bits of tlb_entry.gpa. */
+/* Low bits of tlb_set.gpa. */
 #define TLB_GLOBAL 1u
 #define TLB_LARGE_2M 2u /* or 4M */
 #define TLB_LARGE_1G 4u
-#define TLB_NONE UINT64_MAX
+#define TLB_NONE UINT64_MAX /* tag of the exec TLB */
 
 /* After so many writes in a row to one page of code without a decode in between it is taken for data. */
 #define CODE_WRITES_MAX 16
@@ -63,11 +63,29 @@ uint64_t mmu_physical_read64(struct x86_cpu *cpu, uint64_t gpa)
         return at ? __atomic_load_n(at, __ATOMIC_RELAXED) : UINT64_MAX;
 }
 
-static void entry_drop(struct tlb_entry *e)
+/* Tags and bitmaps are read by other processors: mmu_holds_write_tag(). */
+static void entry_drop(struct tlb_set *set, unsigned index)
 {
-        __atomic_store_n(&e->read_tag, TLB_NONE, __ATOMIC_RELAXED);
-        __atomic_store_n(&e->write_tag, TLB_NONE, __ATOMIC_RELAXED);
+        __atomic_store_n(&set->read_tag[index], tlb_empty_tag(index), __ATOMIC_RELAXED);
+        __atomic_store_n(&set->write_tag[index], tlb_empty_tag(index), __ATOMIC_RELAXED);
 }
+
+static void entry_drop_write(struct tlb_set *set, unsigned index)
+{
+        __atomic_store_n(&set->write_tag[index], tlb_empty_tag(index), __ATOMIC_RELAXED);
+}
+
+static void used_store(struct tlb_used *used, unsigned word, uint64_t bits)
+{
+        uint64_t summary = used->summary & ~(1ull << word);
+
+        __atomic_store_n(&used->word[word], bits, __ATOMIC_RELEASE);
+        __atomic_store_n(&used->summary, bits ? summary | 1ull << word : summary, __ATOMIC_RELEASE);
+}
+
+/* n of each entry in use. */
+#define FOR_EACH_BIT(n, bits) \
+        for (uint64_t left_##n = (bits), n; left_##n && (n = (unsigned)__builtin_ctzll(left_##n), true); left_##n &= left_##n - 1)
 
 /* ---- page walk ---- */
 
@@ -224,12 +242,9 @@ static void drop_stale(struct x86_cpu *cpu, uint64_t linear)
 {
         uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
 
-        for (unsigned mode = 0; mode < TLB_CHECKED; mode++) {
-                struct tlb_entry *e = &cpu->tlb[mode][(linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1)];
-
-                if (e->read_tag == page)
-                        entry_drop(e);
-        }
+        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
+                if (cpu->tlb[mode].read_tag[tlb_index(linear)] == page)
+                        entry_drop(&cpu->tlb[mode], tlb_index(linear));
         for (unsigned user = 0; user < 2; user++) {
                 struct tlb_exec_entry *e = &cpu->tlb_exec[user][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
 
@@ -290,28 +305,33 @@ bool mmu_load_pdpte(struct x86_cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr
 
 /* ---- the soft TLB ---- */
 
-static unsigned tlb_index(uint64_t linear)
+static void set_flush(struct tlb_set *set, struct tlb_used *used, bool global_too)
 {
-        return (linear >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1);
+        FOR_EACH_BIT(word, used->summary) {
+                uint64_t keep = 0;
+
+                FOR_EACH_BIT(bit, used->word[word]) {
+                        unsigned index = (unsigned)(word * 64 + bit);
+
+                        if (!global_too && set->gpa[index] & TLB_GLOBAL)
+                                keep |= 1ull << bit;
+                        else
+                                entry_drop(set, index);
+                }
+                used_store(used, (unsigned)word, keep);
+        }
+}
+
+static void set_reset(struct tlb_set *set)
+{
+        for (unsigned index = 0; index < TLB_ENTRIES; index++)
+                entry_drop(set, index);
 }
 
 void mmu_flush(struct x86_cpu *cpu, bool global_too)
 {
-        for (unsigned mode = 0; mode < TLB_MODES; mode++)
-                for (unsigned word = 0; word < TLB_ENTRIES / 64; word++) {
-                        uint64_t keep = 0;
-
-                        for (uint64_t left = cpu->tlb_used[mode][word]; left; left &= left - 1) {
-                                unsigned bit = (unsigned)__builtin_ctzll(left);
-                                struct tlb_entry *e = &cpu->tlb[mode][word * 64 + bit];
-
-                                if (!global_too && e->gpa & TLB_GLOBAL)
-                                        keep |= 1ull << bit;
-                                else
-                                        entry_drop(e);
-                        }
-                        cpu->tlb_used[mode][word] = keep;
-                }
+        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
+                set_flush(&cpu->tlb[mode], &cpu->tlb_used[mode], global_too);
         for (unsigned user = 0; user < 2; user++)
                 for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++) {
                         uint64_t keep = 0;
@@ -333,8 +353,7 @@ void mmu_flush(struct x86_cpu *cpu, bool global_too)
 void mmu_reset(struct x86_cpu *cpu)
 {
         for (unsigned mode = 0; mode < TLB_MODES; mode++)
-                for (unsigned i = 0; i < TLB_ENTRIES; i++)
-                        entry_drop(&cpu->tlb[mode][i]);
+                set_reset(&cpu->tlb[mode]);
         for (unsigned user = 0; user < 2; user++)
                 for (unsigned i = 0; i < TLB_EXEC_ENTRIES; i++)
                         cpu->tlb_exec[user][i].tag = TLB_NONE;
@@ -351,19 +370,27 @@ static bool covers(uint64_t page, uint32_t flags, uint64_t linear)
         return !((page ^ linear) >> shift);
 }
 
+static void set_flush_page(struct tlb_set *set, struct tlb_used *used, uint64_t linear)
+{
+        FOR_EACH_BIT(word, used->summary) {
+                uint64_t keep = used->word[word];
+
+                FOR_EACH_BIT(bit, used->word[word]) {
+                        unsigned index = (unsigned)(word * 64 + bit);
+
+                        if (!covers(set->read_tag[index], (uint32_t)set->gpa[index] & 0xfff, linear))
+                                continue;
+                        entry_drop(set, index);
+                        keep &= ~(1ull << bit);
+                }
+                used_store(used, (unsigned)word, keep);
+        }
+}
+
 void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear)
 {
-        for (unsigned mode = 0; mode < TLB_MODES; mode++)
-                for (unsigned word = 0; word < TLB_ENTRIES / 64; word++)
-                        for (uint64_t left = cpu->tlb_used[mode][word]; left; left &= left - 1) {
-                                struct tlb_entry *e = &cpu->tlb[mode][word * 64 + (unsigned)__builtin_ctzll(left)];
-                                uint64_t page = e->read_tag != TLB_NONE ? e->read_tag : e->write_tag;
-
-                                if (covers(page, (uint32_t)e->gpa & 0xfff, linear)) {
-                                        entry_drop(e);
-                                        cpu->tlb_used[mode][word] &= ~(left & -left);
-                                }
-                        }
+        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
+                set_flush_page(&cpu->tlb[mode], &cpu->tlb_used[mode], linear);
         for (unsigned user = 0; user < 2; user++)
                 for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++)
                         for (uint64_t left = cpu->tlb_exec_used[user][word]; left; left &= left - 1) {
@@ -381,20 +408,21 @@ void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear)
 static void tlb_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, const struct translation *t, const struct guest_region *region)
 {
         unsigned index = tlb_index(linear);
-        struct tlb_entry *e = &cpu->tlb[mode][index];
+        struct tlb_set *set = &cpu->tlb[mode];
+        struct tlb_used *used = &cpu->tlb_used[mode];
         uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
 
-        entry_drop(e);
-        __atomic_store_n(&e->gpa, t->gpa | t->flags, __ATOMIC_RELAXED);
-        e->addend = (uintptr_t)region->host + (t->gpa - region->gpa) - page;
-        cpu->tlb_used[mode][index / 64] |= 1ull << (index % 64);
-        e->read_tag = page;
+        entry_drop(set, index);
+        __atomic_store_n(&set->gpa[index], t->gpa | t->flags, __ATOMIC_RELAXED);
+        set->host[index] = (uintptr_t)region->host + (t->gpa - region->gpa);
+        used_store(used, index / 64, used->word[index / 64] | 1ull << (index % 64));
+        __atomic_store_n(&set->read_tag[index], page, __ATOMIC_RELAXED);
         if (!t->writable || region->readonly)
                 return;
-        __atomic_store_n(&e->write_tag, page, __ATOMIC_RELEASE);
+        __atomic_store_n(&set->write_tag[index], page, __ATOMIC_RELEASE);
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (atomic_load_explicit(guest_region_code(region, t->gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
-                __atomic_store_n(&e->write_tag, TLB_NONE, __ATOMIC_RELAXED);
+                entry_drop_write(set, index);
 }
 
 /* ---- what is not RAM ---- */
@@ -631,11 +659,11 @@ static void physical_write_bytes(struct x86_cpu *cpu, uint64_t gpa, const uint8_
 
 void mmu_read_bytes(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
+        const void *at = tlb_find(cpu, linear, size_bytes, false);
         struct span span;
 
-        if (likely(e->read_tag == tlb_tag_of(linear, size_bytes))) {
-                memcpy(to, (const void *)(linear + e->addend), size_bytes);
+        if (likely(at)) {
+                memcpy(to, at, size_bytes);
                 return;
         }
         if (cpu->tlb_mode == TLB_CHECKED)
@@ -648,11 +676,11 @@ void mmu_read_bytes(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned siz
 
 void mmu_write_bytes(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
+        void *at = tlb_find(cpu, linear, size_bytes, true);
         struct span span;
 
-        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes))) {
-                memcpy((void *)(linear + e->addend), from, size_bytes);
+        if (likely(at)) {
+                memcpy(at, from, size_bytes);
                 return;
         }
         if (cpu->tlb_mode == TLB_CHECKED)
@@ -665,9 +693,7 @@ void mmu_write_bytes(struct x86_cpu *cpu, uint64_t linear, const void *from, uns
 
 void mmu_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
-
-        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes)))
+        if (likely(tlb_find(cpu, linear, size_bytes, true)))
                 return;
         translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_WRITE);
 }
@@ -701,14 +727,13 @@ void *mmu_rmw_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
 
 void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
-        uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
+        void *at = tlb_find(cpu, linear, 1, write);
 
         if (!max_bytes)
                 return NULL;
-        *run_bytes = MIN(max_bytes, GUEST_PAGE_SIZE - (linear - page));
-        if (likely((write ? e->write_tag : e->read_tag) == page))
-                return (void *)(linear + e->addend);
+        *run_bytes = MIN(max_bytes, GUEST_PAGE_SIZE - (linear & (GUEST_PAGE_SIZE - 1)));
+        if (likely(at))
+                return at;
         if (cpu->tlb_mode == TLB_CHECKED)
                 return NULL;
         return plain_pointer(cpu, linear, 1, write);
@@ -723,11 +748,11 @@ static unsigned system_mode(const struct x86_cpu *cpu)
 
 void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes)
 {
-        const struct tlb_entry *e = &cpu->tlb[system_mode(cpu)][tlb_index(linear)];
+        const void *at = tlb_find_in(&cpu->tlb[system_mode(cpu)], linear, size_bytes, false);
         struct span span;
 
-        if (likely(e->read_tag == tlb_tag_of(linear, size_bytes))) {
-                memcpy(to, (const void *)(linear + e->addend), size_bytes);
+        if (likely(at)) {
+                memcpy(to, at, size_bytes);
                 return;
         }
         span = translate_span(cpu, linear, size_bytes, system_mode(cpu), ACCESS_READ);
@@ -738,11 +763,11 @@ void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned si
 
 void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes)
 {
-        const struct tlb_entry *e = &cpu->tlb[system_mode(cpu)][tlb_index(linear)];
+        void *at = tlb_find_in(&cpu->tlb[system_mode(cpu)], linear, size_bytes, true);
         struct span span;
 
-        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes))) {
-                memcpy((void *)(linear + e->addend), from, size_bytes);
+        if (likely(at)) {
+                memcpy(at, from, size_bytes);
                 return;
         }
         span = translate_span(cpu, linear, size_bytes, system_mode(cpu), ACCESS_WRITE);
@@ -777,29 +802,42 @@ uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **ho
         return t.gpa | in_page;
 }
 
+/*
+ * Whether set has a write translation of the page at gpa; drop takes them all away (only its own processor may). Reading another
+ * one's: the bit in `used` was stored before the tag, which is stored before the barrier of tlb_fill().
+ */
+static bool set_find_writer(struct tlb_set *set, const struct tlb_used *used, uint64_t gpa, bool drop)
+{
+        bool found = false;
+
+        FOR_EACH_BIT(word, __atomic_load_n(&used->summary, __ATOMIC_ACQUIRE)) {
+                FOR_EACH_BIT(bit, __atomic_load_n(&used->word[word], __ATOMIC_ACQUIRE)) {
+                        unsigned index = (unsigned)(word * 64 + bit);
+
+                        if ((__atomic_load_n(&set->gpa[index], __ATOMIC_RELAXED) & ~0xfffull) != gpa ||
+                            __atomic_load_n(&set->write_tag[index], __ATOMIC_RELAXED) == tlb_empty_tag(index))
+                                continue;
+                        if (!drop)
+                                return true;
+                        entry_drop_write(set, index);
+                        found = true;
+                }
+        }
+        return found;
+}
+
 bool mmu_holds_write_tag(struct x86_cpu *cpu, uint64_t gpa)
 {
         for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-                        const struct tlb_entry *e = &cpu->tlb[mode][i];
-
-                        if (__atomic_load_n(&e->write_tag, __ATOMIC_RELAXED) != TLB_NONE &&
-                            (__atomic_load_n(&e->gpa, __ATOMIC_RELAXED) & ~0xfffull) == gpa)
-                                return true;
-                }
+                if (set_find_writer(&cpu->tlb[mode], &cpu->tlb_used[mode], gpa, false))
+                        return true;
         return false;
 }
 
 static void drop_write_tags(struct x86_cpu *cpu, uint64_t gpa)
 {
         for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                for (unsigned word = 0; word < TLB_ENTRIES / 64; word++)
-                        for (uint64_t left = cpu->tlb_used[mode][word]; left; left &= left - 1) {
-                                struct tlb_entry *e = &cpu->tlb[mode][word * 64 + (unsigned)__builtin_ctzll(left)];
-
-                                if ((e->gpa & ~0xfffull) == gpa)
-                                        __atomic_store_n(&e->write_tag, TLB_NONE, __ATOMIC_RELAXED);
-                        }
+                set_find_writer(&cpu->tlb[mode], &cpu->tlb_used[mode], gpa, true);
 }
 
 uint32_t mmu_page_becomes_code(struct x86_cpu *cpu, uint64_t gpa)

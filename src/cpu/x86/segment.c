@@ -92,7 +92,7 @@ void x86_mode_changed(struct x86_cpu *cpu)
                 key |= MODE_USER;
         cpu->mode_key = key;
         cpu->alignment_check = cpu->cpl == 3 && s->cr0 & X86_CR0_AM && s->rflags & X86_FLAG_AC;
-        cpu->tlb_mode = data_mode(cpu);
+        tlb_use_mode(cpu, data_mode(cpu));
 }
 
 void x86_set_flags_and_mode(struct x86_cpu *cpu, uint64_t rflags)

@@ -67,20 +67,20 @@ static inline void simd_set_vex128(union x86_vector *to, const void *from)
 
 static inline void simd_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
+        const void *at = tlb_find(cpu, linear, size_bytes, false);
 
-        if (likely(e->read_tag == tlb_tag_of(linear, size_bytes)))
-                memcpy(to, (const void *)(linear + e->addend), size_bytes);
+        if (likely(at))
+                memcpy(to, at, size_bytes);
         else
                 mmu_read_bytes(cpu, linear, to, size_bytes);
 }
 
 static inline void simd_write(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
+        void *at = tlb_find(cpu, linear, size_bytes, true);
 
-        if (likely(e->write_tag == tlb_tag_of(linear, size_bytes)))
-                memcpy((void *)(linear + e->addend), from, size_bytes);
+        if (likely(at))
+                memcpy(at, from, size_bytes);
         else
                 mmu_write_bytes(cpu, linear, from, size_bytes);
 }
@@ -96,10 +96,10 @@ static inline uint64_t simd_aligned(struct x86_cpu *cpu, const struct insn *i, u
 /* A source operand in memory of size_bytes (a constant): the bytes themselves when they are plain RAM, else a copy in buffer. */
 static inline const void *simd_source(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, union x86_vector *buffer)
 {
-        const struct tlb_entry *e = tlb_at(cpu, linear);
+        const void *at = tlb_find(cpu, linear, size_bytes, false);
 
-        if (likely(e->read_tag == tlb_tag_of(linear, size_bytes)))
-                return (const void *)(linear + e->addend);
+        if (likely(at))
+                return at;
         mmu_read_bytes(cpu, linear, buffer, size_bytes);
         return buffer;
 }

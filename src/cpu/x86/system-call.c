@@ -152,7 +152,7 @@ static const struct insn *op_stac(struct x86_cpu *cpu, const struct insn *i)
         else
                 cpu->s.rflags &= ~X86_FLAG_AC;
         if (cpu->tlb_mode != TLB_CHECKED)
-                cpu->tlb_mode = cpu->s.cr4 & X86_CR4_SMAP && i->op == ZYDIS_MNEMONIC_CLAC ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR;
+                tlb_use_mode(cpu, cpu->s.cr4 & X86_CR4_SMAP && i->op == ZYDIS_MNEMONIC_CLAC ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR);
         return i + 1;
 }
 

@@ -236,12 +236,15 @@ static void ioapic_save(struct device *dev, struct writer *out)
 static int ioapic_load(struct device *dev, uint16_t version, struct cursor *in, struct err *err)
 {
         struct ioapic *ioapic = container_of(dev, struct ioapic, dev);
+        uint8_t select = cursor_u8(in);
+        uint32_t id = cursor_le32(in), wires = cursor_le32(in);
 
-        ioapic->select = cursor_u8(in);
-        ioapic->id = cursor_le32(in) & 0x0f000000;
-        ioapic->wires = cursor_le32(in);
-        if (ioapic->wires >> BOARD_GSIS)
-                return err_set(err, -EBADMSG, "ioapic wires 0x%x are past its %d lines", ioapic->wires, BOARD_GSIS);
+        /* A reset, which follows a load that failed, leaves the wires as they are. */
+        if (wires >> BOARD_GSIS)
+                return err_set(err, -EBADMSG, "ioapic wires 0x%x are past its %d lines", wires, BOARD_GSIS);
+        ioapic->select = select;
+        ioapic->id = id & 0x0f000000;
+        ioapic->wires = wires;
         for (unsigned i = 0; i < BOARD_GSIS; i++) {
                 uint64_t entry = cursor_le64(in) & ENTRY_KEPT & ~ENTRY_STATUS;
 

@@ -10,7 +10,7 @@
  * After the divider's reset ends the first update comes half a second later (data sheet "DV2, DV1, DV0"), which is what
  * programs that set the time to the fraction of a second rely on.
  *
- * Limits: no square wave, no daylight saving; the periodic interrupt fires at most at 1024 Hz.
+ * Limits: no square wave, no daylight saving; the periodic interrupt fires at most at 1024 Hz; years 1900 to 2199.
  *
  * Source: Motorola MC146818A data sheet; ACPI 6.5 §4.8.2.4 (century at 0x32, named by FADT); alarm values 0xc0-0xff: any.
  */
@@ -26,6 +26,8 @@
 #define DAY_S 86400
 #define UPDATE_WARNING_NS 244000 /* UIP rises this long before an update */
 #define PERIOD_MIN_NS (NS_PER_S / 1024)
+#define FIRST_S (-INT64_C(2208988800)) /* 1900-01-01 */
+#define LAST_S INT64_C(7258118399)     /* 2199-12-31 */
 
 enum {
         REG_SECONDS, REG_SECONDS_ALARM, REG_MINUTES, REG_MINUTES_ALARM, REG_HOURS, REG_HOURS_ALARM, REG_WEEKDAY, REG_DAY, REG_MONTH,
@@ -116,7 +118,10 @@ static void registers_from_time(struct rtc *rtc, int64_t ns)
         rtc->cmos[REG_CENTURY] = encode(rtc, (tm.tm_year + 1900) / 100 % 100);
 }
 
-/* What the registers say, in seconds; impossible values are carried over as timegm() does. */
+/*
+ * What the registers say, in seconds; impossible values are carried over as timegm() does. They can say years up to 99 999: what is
+ * outside of those that nanoseconds in 64 bits carry becomes the nearest that is not.
+ */
 static int64_t seconds_from_registers(const struct rtc *rtc)
 {
         struct tm tm = {
@@ -128,7 +133,7 @@ static int64_t seconds_from_registers(const struct rtc *rtc)
                 .tm_year = decode(rtc, rtc->cmos[REG_CENTURY]) * 100 + decode(rtc, rtc->cmos[REG_YEAR]) - 1900,
         };
 
-        return timegm(&tm);
+        return MIN(MAX((int64_t)timegm(&tm), FIRST_S), LAST_S);
 }
 
 /* ---- flags and the interrupt ---- */
@@ -403,10 +408,17 @@ static void rtc_save(struct device *dev, struct writer *out)
         writer_put(out, rtc->cmos, sizeof(rtc->cmos));
 }
 
-/* Times that arithmetic in ns can carry: years 1970 to about 2200, and offsets between two of them. */
+/* Times that arithmetic in ns can carry. */
 static bool sane(int64_t ns)
 {
         return ns > -INT64_C(7500000000) * NS_PER_S && ns < INT64_C(7500000000) * NS_PER_S;
+}
+
+static bool sane_offset(int64_t ns)
+{
+        int64_t guest;
+
+        return !__builtin_add_overflow(host_ns(), ns, &guest) && sane(guest);
 }
 
 static int rtc_load(struct device *dev, uint16_t version, struct cursor *in, struct err *err)
@@ -415,7 +427,7 @@ static int rtc_load(struct device *dev, uint16_t version, struct cursor *in, str
         int64_t offset_ns = (int64_t)cursor_le64(in), held_ns = (int64_t)cursor_le64(in), looked_ns = (int64_t)cursor_le64(in);
         uint8_t index = cursor_u8(in);
 
-        if (!sane(offset_ns) || !sane(held_ns) || !sane(looked_ns))
+        if (!sane_offset(offset_ns) || !sane(held_ns) || !sane(looked_ns))
                 return err_set(err, -EBADMSG, "rtc offset of %lld ns is not possible", (long long)offset_ns);
         if (index >= RTC_BYTES)
                 return err_set(err, -EBADMSG, "rtc index %u is past the last register %d", index, RTC_BYTES - 1);

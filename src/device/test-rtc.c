@@ -110,6 +110,30 @@ static void test_set(void **state)
         done(s);
 }
 
+/* The registers can say years that nanoseconds in 64 bits do not carry, held or running. */
+static void test_far_years(void **state)
+{
+        struct setup *s = setup();
+
+        put(s, 0x0b, 0x06); /* binary: centuries up to 255 */
+        put(s, 0x32, 255);
+        assert_int_equal(get(s, 0x32), 21);
+        assert_int_equal(get(s, 9), 99);
+        put(s, 0x0b, 0x86);
+        put(s, 0x32, 255);
+        put(s, 9, 255);
+        assert_int_equal(get(s, 0x32), 255);
+        put(s, 0x0b, 0x06);
+        assert_int_equal(get(s, 0x32), 21);
+        assert_int_equal(get(s, 9), 99);
+        put(s, 0x32, 0);
+        assert_int_equal(get(s, 0x32), 19);
+        assert_int_equal(get(s, 9), 0);
+        put(s, 0x0b, 0x86); /* held, so that two records are alike */
+        check_record(s->rtc);
+        done(s);
+}
+
 static void test_forms(void **state)
 {
         struct setup *s = setup();
@@ -248,6 +272,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_now),
                 cmocka_unit_test(test_set),
+                cmocka_unit_test(test_far_years),
                 cmocka_unit_test(test_forms),
                 cmocka_unit_test(test_divider),
                 cmocka_unit_test(test_update_and_alarm),

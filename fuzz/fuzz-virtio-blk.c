@@ -122,7 +122,7 @@ static void make(struct hostile *h)
 
         disk->block = (struct block){
                 .driver = &disk_driver,
-                .info = { .size_bytes = DISK_BYTES, .logical_bytes = 512, .physical_bytes = 4096, .discard_bytes = 4096 },
+                .info = { .size_bytes = DISK_BYTES, .logical_bytes = 512, .physical_bytes = 4096, .discard_bytes = 4096, .zeroes_bytes = 1u << 31 },
         };
         h->ctx = disk;
         if (uv_async_init(&h->bed.loop, &disk->async, woken) < 0 ||

@@ -57,6 +57,7 @@ struct block_info {
         uint32_t logical_bytes, physical_bytes; /* block sizes to tell the guest; powers of two, 512 and more */
         uint32_t optimal_bytes;                 /* good size of I/O, 0 when it does not matter */
         uint32_t discard_bytes;                 /* granularity; 0 when discard does nothing */
+        uint32_t zeroes_bytes;                  /* a write zeroes of so much does not take long; 0 when read-only */
         bool readonly;
 };
 

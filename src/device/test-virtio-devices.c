@@ -556,6 +556,29 @@ static void test_blk_ranges(void **state)
         assert_int_equal(blk_run(f, &ranges, 13, 0, 16 * 33), 1);
 }
 
+/* Where zeroes would have to be written there is little to wait for. */
+static void test_blk_slow_zeroes(void **state)
+{
+        struct fixture *f = *state;
+        struct blk_slot slot;
+        uint8_t *range;
+
+        new_disk(f, 1);
+        f->disk->info.zeroes_bytes = 8192;
+        start(f, VIRTIO_BLOCK, BLK_FEATURES, 1, 16);
+        assert_int_equal(test_read(&f->d, f->d.device + 48, 4), 16);
+        assert_int_equal(test_read(&f->d, f->d.device + 52, 4), 1);
+        slot = new_slot(f, 4096);
+        range = slot_data(f, &slot);
+        put_range(range, 0, 16, 0);
+        put_range(range + 16, 32, 1, 0);
+        assert_int_equal(blk_run(f, &slot, 13, 0, 16), 0);
+        assert_int_equal(blk_run(f, &slot, 13, 0, 32), 2);
+        put_range(range, 0, 17, 0);
+        assert_int_equal(blk_run(f, &slot, 13, 0, 16), 2);
+        assert_int_equal(blk_run(f, &slot, 11, 0, 32), 0);
+}
+
 /* More requests than the device keeps in flight, on four queues at once, in both engines. */
 static void check_blk_many(void **state, unsigned flags)
 {
@@ -797,7 +820,7 @@ int main(void)
                 TEST(test_rng),         TEST(test_console_output),   TEST(test_console_input),
                 TEST(test_balloon),     TEST(test_balloon_queue3),   TEST(test_balloon_stats),
                 TEST(test_balloon_long_chain), TEST(test_console_long_chain),
-                TEST(test_blk),         TEST(test_blk_threads),      TEST(test_blk_ranges),
+                TEST(test_blk),         TEST(test_blk_threads),      TEST(test_blk_ranges),  TEST(test_blk_slow_zeroes),
                 TEST(test_blk_many),    TEST(test_blk_many_threads), TEST(test_blk_readonly),
                 TEST(test_blk_layouts), TEST(test_blk_reset),        TEST(test_blk_save_load),
                 TEST(test_blk_resize),

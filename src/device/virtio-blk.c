@@ -246,8 +246,23 @@ static bool writes_are_durable(const struct blk *blk)
         return !virtio_has(&blk->v, F_FLUSH) || !blk->writeback;
 }
 
+/*
+ * Limits of a write zeroes, the number of ranges and their length. Where the disk would write them it is one short range, since
+ * whoever pauses the machine waits for all that is in flight.
+ */
+static uint32_t zeroes_sectors_max(const struct blk *blk)
+{
+        return MIN(MAX(block_info(blk->disk)->zeroes_bytes >> SECTOR_SHIFT, 1u), RANGE_SECTORS_MAX);
+}
+
+static uint32_t zeroes_ranges_max(const struct blk *blk)
+{
+        return zeroes_sectors_max(blk) < RANGE_SECTORS_MAX ? 1 : RANGES_MAX;
+}
+
 static uint8_t ranges_request(struct blk *blk, struct blk_request *req, bool zeroes)
 {
+        uint32_t sectors_max = zeroes ? zeroes_sectors_max(blk) : RANGE_SECTORS_MAX;
         unsigned known = zeroes ? RANGE_F_UNMAP : 0;
 
         if (!req->io.size_bytes || req->io.size_bytes % sizeof(struct blk_range) || req->io.size_bytes > sizeof(req->ranges_at))
@@ -266,6 +281,9 @@ static uint8_t ranges_request(struct blk *blk, struct blk_request *req, bool zer
                 if (!range->sectors || range->sectors > RANGE_SECTORS_MAX || range->sector > blk->capacity ||
                     range->sectors > blk->capacity - range->sector)
                         return S_IOERR;
+                /* Possible on the disk that a machine moved away from, perhaps: the driver then writes zeroes itself. */
+                if (range->sectors > sectors_max || (zeroes && req->ranges > zeroes_ranges_max(blk)))
+                        return S_UNSUPP;
                 if (range->flags & RANGE_F_UNMAP)
                         req->io.flags |= BLOCK_F_UNMAP;
         }
@@ -455,8 +473,8 @@ static void blk_config_read(struct virtio *v, uint32_t offset, void *to, unsigne
                 .max_discard_sectors = htole32(RANGE_SECTORS_MAX),
                 .max_discard_seg = htole32(RANGES_MAX),
                 .discard_sector_alignment = htole32(discard),
-                .max_write_zeroes_sectors = htole32(RANGE_SECTORS_MAX),
-                .max_write_zeroes_seg = htole32(RANGES_MAX),
+                .max_write_zeroes_sectors = htole32(zeroes_sectors_max(blk)),
+                .max_write_zeroes_seg = htole32(zeroes_ranges_max(blk)),
                 .write_zeroes_may_unmap = 1,
         };
 

@@ -14,6 +14,8 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#include "base/log.h"
+
 #define HASH_MIN 256u
 #define FILES_MAX 4096u
 #define NONE UINT32_MAX
@@ -621,6 +623,8 @@ int fs_handle_new(struct fs_server *fs, struct fs_node *node, int fd, uint32_t f
                 *id = (uint64_t)handle->generation << 32 | index;
         }
         pthread_mutex_unlock(&fs->lock);
+        if (r == -ENFILE)
+                log_guest("the guest has %u files of a shared directory open, and there can be no more", fs->handles_max);
         if (r < 0) {
                 close(fd);
                 free(handle);
@@ -714,18 +718,18 @@ void fs_nodes_loaded(struct fs_server *fs)
 }
 
 /*
- * A share of the descriptors that the process may have: the rest is for disks, networks and other shares. The limit may still be
- * lowered to FILES_MAX by a sandbox.
+ * A part of the descriptors that the process may have: the rest is for disks and networks. An open file has two, its own and its
+ * node's. The limit may still be lowered to FILES_MAX by a sandbox.
  */
-static void set_limits(struct fs_server *fs)
+void fs_server_divide(struct fs_server *fs, unsigned servers)
 {
         struct rlimit limit = { .rlim_cur = 1024 };
         rlim_t files;
 
         getrlimit(RLIMIT_NOFILE, &limit);
-        files = MIN(limit.rlim_cur, (rlim_t)FILES_MAX);
-        fs->node_fds_max = (uint32_t)MAX(files / 8, (rlim_t)32);
-        fs->handles_max = (uint32_t)MAX(files / 4, (rlim_t)64);
+        files = MIN(limit.rlim_cur, (rlim_t)FILES_MAX) / MAX(servers, 1u);
+        fs->node_fds_max = (uint32_t)MAX(files / 8, (rlim_t)16);
+        fs->handles_max = (uint32_t)MAX(files / 4, (rlim_t)16);
 }
 
 int fs_nodes_init(struct fs_server *fs, struct err *err)
@@ -734,7 +738,7 @@ int fs_nodes_init(struct fs_server *fs, struct err *err)
         int r;
 
         fs->free_slot = fs->free_handle = NONE;
-        set_limits(fs);
+        fs_server_divide(fs, 1);
         r = fs_statx(fs->root_fd, &st);
         if (r < 0)
                 return err_errno(err, r, "cannot read the shared directory");

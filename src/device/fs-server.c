@@ -228,6 +228,8 @@ uint32_t fs_server_handle(struct fs_server *fs, const struct iovec *out, unsigne
         }
         if (operation.flags & NO_REPLY || rq.in_bytes < sizeof(reply))
                 return 0;
+        if (r == -EMFILE)
+                r = -ENFILE; /* it is not the limit of the guest's process that was met */
         reply = (struct fuse_out_header){
                 .len = (uint32_t)sizeof(reply) + (r > 0 ? (uint32_t)r : 0), .error = r < 0 ? r : 0, .unique = rq.header.unique };
         buf_to_iov(in, in_count, 0, &reply, sizeof(reply));

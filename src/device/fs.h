@@ -20,8 +20,13 @@
 
 struct fs_server;
 
-/* Opens dir. -ENOENT, -ENOTDIR, -EACCES name it. */
+/*
+ * Opens dir. -ENOENT, -ENOTDIR, -EACCES name it. Of the descriptors that the process may have one server takes at most five
+ * eighths; a client that opens more files gets ENFILE.
+ */
 int fs_server_new(const char *dir, bool readonly, struct fs_server **fs, struct err *err) _must_check_;
+/* The server is one of so many in the process: they divide the descriptors. Before the first request. */
+void fs_server_divide(struct fs_server *fs, unsigned servers);
 void fs_server_free(struct fs_server *fs);
 
 /* The directory's descriptor (O_PATH), the server's own. A sandbox may put another one of the same directory in its place. */

@@ -826,6 +826,46 @@ static void test_few_descriptors(void **state)
         end(&c);
 }
 
+/* Each of several servers reaches its limit, and the process has descriptors left. */
+static void test_divided_descriptors(void **state)
+{
+        enum { SERVERS = 8, FILES = 100 };
+        static struct client c[SERVERS];
+        struct rlimit old, few = { 1024, 1024 };
+        uint64_t dir, node, handle;
+        int spare[128];
+        char name[32];
+
+        getrlimit(RLIMIT_NOFILE, &old);
+        few.rlim_max = old.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &few);
+        for (unsigned s = 0; s < SERVERS; s++) {
+                unsigned open_files;
+                int r = 0;
+
+                start(&c[s], false);
+                fs_server_divide(c[s].fs, SERVERS);
+                assert_int_equal(lookup(&c[s], 1, "dir", &dir), 0);
+                for (open_files = 0; open_files < FILES; open_files++) {
+                        snprintf(name, sizeof(name), "n%u", open_files);
+                        r = create(&c[s], dir, name, O_RDWR, 0644, &node, &handle);
+                        if (r < 0)
+                                break;
+                }
+                assert_int_equal(r, -ENFILE);
+                assert_int_equal(open_files, 1024 / SERVERS / 4);
+        }
+        for (size_t i = 0; i < ARRAY_SIZE(spare); i++) {
+                spare[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+                assert_true(spare[i] >= 0);
+        }
+        for (size_t i = 0; i < ARRAY_SIZE(spare); i++)
+                close(spare[i]);
+        for (unsigned s = 0; s < SERVERS; s++)
+                end(&c[s]);
+        setrlimit(RLIMIT_NOFILE, &old);
+}
+
 static void test_save_load(void **state)
 {
         struct client c;
@@ -892,7 +932,8 @@ int main(void)
                 cmocka_unit_test(test_xattrs),       cmocka_unit_test(test_directories),  cmocka_unit_test(test_readonly),
                 cmocka_unit_test(test_escape_names), cmocka_unit_test(test_escape_links),
                 cmocka_unit_test(test_moved_parent), cmocka_unit_test(test_escape_race),
-                cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_save_load), cmocka_unit_test(test_errors),
+                cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_divided_descriptors),
+                cmocka_unit_test(test_save_load), cmocka_unit_test(test_errors),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

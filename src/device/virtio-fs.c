@@ -284,6 +284,7 @@ int virtio_fs_new(struct device_host *host, struct pci_bus *bus, const char *id,
                 return err_nomem(err);
         }
         dev->server = server;
+        fs_server_divide(server, config->shares);
         memcpy(dev->tag, config->tag, tag_bytes);
         pthread_mutex_init(&dev->lock, NULL);
         pthread_cond_init(&dev->finished, NULL);

@@ -9,6 +9,7 @@ struct virtio_fs_config {
         const char *dir; /* opened here, once; must be a directory */
         const char *tag; /* what the guest mounts: mount -t virtiofs TAG /mnt; 1-36 bytes */
         bool readonly;
+        unsigned shares; /* of this machine, itself included: they divide the process's descriptors; 0 is 1 */
 };
 
 /* -ENOENT, -ENOTDIR, -EACCES name the directory; -EINVAL the tag. */

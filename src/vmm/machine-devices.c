@@ -132,7 +132,8 @@ static int make_share(struct machine *machine, unsigned index, struct err *err)
         char id[32], tag[32] = "share";
         struct virtio_fs_config config = { .dir = share->path,
                                            .tag = share->tag ? share->tag : tag,
-                                           .readonly = share->readonly };
+                                           .readonly = share->readonly,
+                                           .shares = machine->config.shares };
         struct virtio *fs;
         int r;
 

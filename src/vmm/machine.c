@@ -323,12 +323,14 @@ int machine_reset(struct machine *machine, struct err *err)
         board_reset(machine->board);
         clear_memory(machine);
         r = machine_boot(machine, err);
-        if (r >= 0) {
-                pthread_mutex_lock(&machine->lock);
-                for (unsigned i = 0; i < machine->config.cpus; i++)
-                        machine->vcpu[i].stopped = false;
+        /* Without a kernel there is nothing that the processors could run: they stay where they are until another reset. */
+        pthread_mutex_lock(&machine->lock);
+        for (unsigned i = 0; i < machine->config.cpus; i++)
+                machine->vcpu[i].stopped = r < 0;
+        if (r >= 0)
                 machine->failure = ERR_INIT;
-                pthread_mutex_unlock(&machine->lock);
+        pthread_mutex_unlock(&machine->lock);
+        if (r >= 0) {
                 atomic_store(&machine->events, 0);
                 machine->ended = false;
                 machine->resets++;
@@ -340,6 +342,11 @@ int machine_reset(struct machine *machine, struct err *err)
 void machine_power_button(struct machine *machine)
 {
         acpi_pm_power_button(machine->board->pm);
+}
+
+int machine_balloon(struct machine *machine, uint64_t target_bytes, struct err *err)
+{
+        return virtio_balloon_set_target(machine->balloon, target_bytes, err);
 }
 
 /* ---- events ---- */
@@ -566,8 +573,8 @@ void machine_status(struct machine *machine, char *text, size_t size_bytes)
         append(&at, last, "memory      %" PRIu64 " MiB\n", machine->config.memory_bytes >> 20);
         if (machine->balloon) {
                 virtio_balloon_get_state(machine->balloon, &balloon);
-                append(&at, last, "balloon     %" PRIu64 " MiB taken, %" PRIu64 " MiB given back\n", balloon.actual_bytes >> 20,
-                       balloon.returned_bytes >> 20);
+                append(&at, last, "balloon     %" PRIu64 " MiB of %" PRIu64 " MiB taken, %" PRIu64 " MiB given back\n",
+                       balloon.actual_bytes >> 20, balloon.target_bytes >> 20, balloon.returned_bytes >> 20);
         }
         append(&at, last, "uptime      %.1f s\n", (double)board_clock_ns(&machine->board->clock) / 1e9);
         if (machine->resets)

@@ -57,9 +57,11 @@ int machine_start(struct machine *machine, struct err *err) _must_check_;
 void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
 
-/* As after power-on, with kernel and initrd loaded again from their files. */
+/* As after power-on, with kernel and initrd loaded again from their files. When that fails no processor runs any more. */
 int machine_reset(struct machine *machine, struct err *err) _must_check_;
 void machine_power_button(struct machine *machine);
+/* Asks the guest to give target_bytes of its memory back; 0: none. -EINVAL when it has less. */
+int machine_balloon(struct machine *machine, uint64_t target_bytes, struct err *err) _must_check_;
 
 /*
  * The machine's state as records: "machine" (what it is made of), "board", each device on the PCI bus, each vCPU. Memory's

@@ -312,6 +312,26 @@ static void reset_starts_again(void **state)
         rig_free(rig);
 }
 
+/* The kernel's file is gone when the guest is to start again. */
+static void failed_reset_runs_nothing(void **state)
+{
+        struct rig *rig = rig_new(sum_guest, (size_t)(sum_guest_end - sum_guest), 2, false);
+        struct err err = ERR_INIT;
+        size_t used;
+
+        machine_resume(rig->machine);
+        run_until(rig, 1, 1);
+        assert_int_equal(ftruncate(rig->fd, 0), 0);
+        assert_true(machine_reset(rig->machine, &err) < 0);
+        assert_non_null(strstr(err.text, rig->path));
+        used = output_used(rig);
+        usleep(50000);
+        uv_run(&rig->loop, UV_RUN_NOWAIT);
+        assert_int_equal(output_used(rig), used);
+        assert_false(rig->ended);
+        rig_free(rig);
+}
+
 static void copy_memory(struct rig *to, struct rig *from)
 {
         struct guest_memory *a = machine_memory(to->machine), *b = machine_memory(from->machine);
@@ -593,6 +613,7 @@ int main(void)
                 cmocka_unit_test(runs_to_power_off),
                 cmocka_unit_test(pauses_change_nothing),
                 cmocka_unit_test(reset_starts_again),
+                cmocka_unit_test(failed_reset_runs_nothing),
                 cmocka_unit_test(goes_on_in_another_machine),
                 cmocka_unit_test(broken_states_are_refused),
                 cmocka_unit_test(triple_fault_ends),

@@ -224,7 +224,7 @@ static const struct opt boot_options[] = {
 
 static const struct opt_note keys[] = {
         { "Ctrl-A x", "end the machine at once" },
-        { "Ctrl-A c", "a small monitor: status, power button, reset, quit" },
+        { "Ctrl-A c", "a small monitor: status, power button, balloon, pause, reset, quit" },
         { "Ctrl-A h", "help" },
         { "Ctrl-A Ctrl-A", "a Ctrl-A for the guest" },
         { 0 },

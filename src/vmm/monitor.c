@@ -8,15 +8,24 @@
 static const struct {
         const char *name;
         enum monitor_command command;
+        bool takes_argument;
 } commands[] = {
-        { "status", MONITOR_STATUS }, { "power", MONITOR_POWER_BUTTON }, { "reset", MONITOR_RESET }, { "pause", MONITOR_PAUSE },
-        { "resume", MONITOR_RESUME }, { "quit", MONITOR_QUIT },          { "close", MONITOR_CLOSE }, { "help", MONITOR_HELP },
+        { "status", MONITOR_STATUS },
+        { "power", MONITOR_POWER_BUTTON },
+        { "balloon", MONITOR_BALLOON, true },
+        { "reset", MONITOR_RESET },
+        { "pause", MONITOR_PAUSE },
+        { "resume", MONITOR_RESUME },
+        { "quit", MONITOR_QUIT },
+        { "close", MONITOR_CLOSE },
+        { "help", MONITOR_HELP },
 };
 
 const char *monitor_help(void)
 {
         return "status  state, processors, memory, devices\n"
                "power   press the power button\n"
+               "balloon SIZE  ask the guest to give so much of its memory back (512M, 2G; 0: none)\n"
                "reset   reset the machine\n"
                "pause   stop the machine where it is\n"
                "resume  let it go on\n"
@@ -25,15 +34,15 @@ const char *monitor_help(void)
                "help    this list; a command's first letters are enough\n";
 }
 
-static enum monitor_command find(const char *line)
+static enum monitor_command find(const char *line, bool has_argument)
 {
         enum monitor_command found = MONITOR_UNKNOWN;
-        size_t length = strlen(line);
+        size_t length = strcspn(line, " ");
 
         if (!length)
                 return MONITOR_NONE;
         for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-                if (strncmp(commands[i].name, line, length))
+                if (strncmp(commands[i].name, line, length) || (has_argument && !commands[i].takes_argument))
                         continue;
                 if (!commands[i].name[length])
                         return commands[i].command;
@@ -55,7 +64,9 @@ static enum monitor_command end_line(struct monitor *monitor, char echo[8])
         memmove(monitor->line, monitor->line + start, monitor->length - start + 1);
         monitor->length = 0;
         strcpy(echo, "\r\n");
-        return find(monitor->line);
+        monitor->argument = monitor->line + strcspn(monitor->line, " ");
+        monitor->argument += strspn(monitor->argument, " ");
+        return find(monitor->line, *monitor->argument);
 }
 
 enum monitor_command monitor_type(struct monitor *monitor, uint8_t byte, char echo[8])

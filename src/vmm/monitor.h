@@ -13,6 +13,7 @@ enum monitor_command {
         MONITOR_UNKNOWN,
         MONITOR_STATUS,
         MONITOR_POWER_BUTTON,
+        MONITOR_BALLOON,
         MONITOR_RESET,
         MONITOR_PAUSE,
         MONITOR_RESUME,
@@ -24,11 +25,13 @@ enum monitor_command {
 struct monitor {
         char line[MONITOR_LINE_MAX + 1];
         size_t length;
+        const char *argument; /* in line */
 };
 
 /*
  * One typed byte. What is to be echoed goes to echo (at least 8 bytes, 0-terminated). The command when it ends a line, else
- * MONITOR_NONE; the line itself is then in monitor->line until the next byte.
+ * MONITOR_NONE; the line itself is then in monitor->line until the next byte, and what follows the command's word in
+ * monitor->argument (empty when nothing does).
  */
 enum monitor_command monitor_type(struct monitor *monitor, uint8_t byte, char echo[8]);
 

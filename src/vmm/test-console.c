@@ -327,6 +327,11 @@ static void monitor_edits_lines(void **state)
         assert_int_equal(type(&monitor, "rese\r"), MONITOR_RESET);
         assert_int_equal(type(&monitor, "junk\025power\r"), MONITOR_POWER_BUTTON);
         assert_int_equal(type(&monitor, "nothing\r"), MONITOR_UNKNOWN);
+        assert_int_equal(type(&monitor, " ball   64M \r"), MONITOR_BALLOON);
+        assert_string_equal(monitor.argument, "64M");
+        assert_int_equal(type(&monitor, "balloon\r"), MONITOR_BALLOON);
+        assert_string_equal(monitor.argument, "");
+        assert_int_equal(type(&monitor, "status now\r"), MONITOR_UNKNOWN);
         for (unsigned i = 0; i < 1000; i++)
                 assert_int_equal(monitor_type(&monitor, 'a', echo), MONITOR_NONE);
         assert_int_equal(type(&monitor, "\r"), MONITOR_UNKNOWN);

@@ -15,6 +15,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "base/text.h"
 #include "device/uart.h"
 #include "device/virtio-console.h"
 #include "net/peer.h"
@@ -126,6 +127,20 @@ static void monitor_pause(struct vmm *vmm, bool pause)
                 machine_resume(vmm->machine);
 }
 
+static void monitor_balloon(struct vmm *vmm)
+{
+        struct err err = ERR_INIT;
+        uint64_t bytes = 0;
+        int r = 0;
+
+        if (strcmp(vmm->monitor.argument, "0"))
+                r = size_parse(vmm->monitor.argument, &bytes, &err);
+        if (r >= 0 && machine_balloon(vmm->machine, bytes, &err) >= 0)
+                return;
+        console_print(vmm->console, err.text);
+        console_print(vmm->console, "\n");
+}
+
 static void monitor_run(struct vmm *vmm, enum monitor_command command)
 {
         struct err err = ERR_INIT;
@@ -136,6 +151,9 @@ static void monitor_run(struct vmm *vmm, enum monitor_command command)
                 break;
         case MONITOR_POWER_BUTTON:
                 machine_power_button(vmm->machine);
+                break;
+        case MONITOR_BALLOON:
+                monitor_balloon(vmm);
                 break;
         case MONITOR_RESET:
                 if (machine_reset(vmm->machine, &err) < 0) {
@@ -204,7 +222,7 @@ static void console_command(void *ctx, enum console_command command)
                 break;
         case CONSOLE_HELP:
                 console_print(vmm->console,
-                              "\r\nCtrl-A x  end the machine\r\nCtrl-A c  monitor: status, power button, reset, quit\r\n"
+                              "\r\nCtrl-A x  end the machine\r\nCtrl-A c  monitor: status, power button, balloon, reset, quit\r\n"
                               "Ctrl-A b  send a break\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n");
                 break;
         case CONSOLE_MONITOR:

@@ -22,7 +22,8 @@
 
 static const struct syscall_rule rules[] = {
         ALLOW(read), ALLOW(write), ALLOW(close), ALLOW(exit), ALLOW(exit_group), ALLOW(openat), ALLOW(openat2), ALLOW(mkdirat),
-        ALLOW(unlinkat), ALLOW(newfstatat), ALLOW(brk), ALLOW(futex), ALLOW(getpid), ALLOW_OWN_PID(tgkill, 0), ALLOW_IF(mmap, 2, PROT_EXEC, 0), ALLOW(munmap), ALLOW(madvise),
+        ALLOW(unlinkat), ALLOW(newfstatat), ALLOW(brk), ALLOW(futex), ALLOW(getpid), ALLOW_OWN_PID(tgkill, 0), ALLOW_IF(mmap, 2, PROT_EXEC, 0),
+        ALLOW(munmap), ALLOW(madvise),
         ALLOW(sigaltstack), ALLOW(rt_sigprocmask), ALLOW(gettid), ALLOW(mremap),
         /* The last three only where a network namespace guards them. */
         ALLOW_IF(socket, 0, UINT64_MAX, AF_INET), ALLOW_IF(socket, 0, UINT64_MAX, AF_UNIX), ALLOW(connect),

@@ -83,7 +83,8 @@ static const struct {
         { LEVEL_V1, false, X86_F_ERMS }, { LEVEL_V1, false, X86_F_INVPCID }, { LEVEL_V1, false, X86_F_RDSEED },
         { LEVEL_V1, false, X86_F_SMAP }, { LEVEL_V1, false, X86_F_UMIP }, { LEVEL_V1, false, F_FSRM }, { LEVEL_V1, false, F_MD_CLEAR },
         { LEVEL_V1, false, F_SPEC_CTRL }, { LEVEL_V1, false, F_STIBP }, { LEVEL_V1, false, F_ARCH_CAPABILITIES },
-        { LEVEL_V1, false, F_SSBD }, { LEVEL_V1, false, F_BHI_CTRL }, { LEVEL_V1, false, F_ARAT }, { LEVEL_V1, false, X86_F_SYSCALL }, { LEVEL_V1, false, X86_F_NX },
+        { LEVEL_V1, false, F_SSBD }, { LEVEL_V1, false, F_BHI_CTRL }, { LEVEL_V1, false, F_ARAT },
+        { LEVEL_V1, false, X86_F_SYSCALL }, { LEVEL_V1, false, X86_F_NX },
         { LEVEL_V1, false, X86_F_PDPE1GB }, { LEVEL_V1, false, X86_F_RDTSCP }, { LEVEL_V1, false, X86_F_LM },
         { LEVEL_V1, false, F_INVARIANT_TSC },
 

@@ -44,7 +44,8 @@ struct insn {
         uint8_t base, index; /* byte offsets into gpr[] (register number * 8) */
         uint8_t shift;     /* 0-3 */
         uint8_t seg;       /* enum x86_seg_name */
-        uint8_t reg[4];    /* visible operands 0-3 (those an assembler writes: also AL in ADD AL,1), where they are registers: byte offset for general ones, else number */
+        /* Visible operands 0-3 (those an assembler writes: also AL in ADD AL,1), where they are registers: byte offset for general ones, else number. */
+        uint8_t reg[4];
         uint8_t opsize;    /* operand size in bytes as Zydis has it (1, 2, 4, 8) */
         uint8_t asize;     /* address size in bytes */
         uint8_t length;    /* bytes */

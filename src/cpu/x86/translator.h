@@ -109,7 +109,8 @@ struct tsource {
 /*
  * Translates one block into as_, whose buffer is already in the code cache at block->host (set by the caller, as gpa and key are;
  * as_->used is 0), and fills the rest of block (sites, insns taken from the translator; bytes is the caller's). -ENOTSUP: the first
- * instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode in ways that only the interpreter knows). -ENOSPC: buffer, sites or insns are used up; the caller makes room and tries again.
+ * instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode in ways that only the interpreter
+ * knows). -ENOSPC: buffer, sites or insns are used up; the caller makes room and tries again.
  */
 int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct x86_asm *as_, struct tblock *block);
 

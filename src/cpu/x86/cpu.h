@@ -152,6 +152,7 @@ struct x86_cpu {
         _Atomic uint8_t sipi_vector;
         _Atomic uint64_t instructions;
 
+        uintptr_t window;           /* GS base in translated code: where this struct is mapped with the tables of the address space */
         struct tlb_set *data;       /* that of tlb_mode */
         struct tlb_set tlb[TLB_MODES];
         struct tlb_used tlb_used[TLB_CHECKED];
@@ -243,6 +244,17 @@ static _always_inline_ void *tlb_find(const struct x86_cpu *cpu, uint64_t linear
 static inline uint32_t tlb_set_offset(unsigned mode)
 {
         return (uint32_t)(offsetof(struct x86_cpu, tlb) + mode * sizeof(struct tlb_set));
+}
+
+/* The same of a mode's jump cache. */
+static inline uint32_t tjump_offset(unsigned mode)
+{
+        return (uint32_t)(offsetof(struct x86_cpu, jit.jump) + mode * sizeof(((struct x86_cpu *)NULL)->jit.jump[0]));
+}
+
+static inline struct tjump *tjump_of(struct x86_cpu *cpu, unsigned mode)
+{
+        return cpu->jit.jump[mode];
 }
 
 /* Chooses the set for data accesses. */

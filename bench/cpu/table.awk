@@ -91,7 +91,7 @@ END {
         split("the host|QEMU TCG|Virta", engine_names, "|")
         for (n = 1; n <= 3; n++) {
                 e = engines[n]
-                if (!(best[e, "parallel-2"] > 0)) continue
+                if (cpu_time || !(best[e, "parallel-2"] > 0)) continue
                 gain = 2 * best[e, "parallel-1"] / best[e, "parallel-2"]
                 printf "Two processors do %.2f × the work of one: %s%s.\n", gain, engine_names[n], \
                         e == "virta" ? " (asked: 1.8)" : ""

@@ -5,7 +5,7 @@ int main(int argc, char **argv)
 {
         int copy = !strcmp(bench_word(argc, argv, 1, "copy"), "copy");
         size_t size = bench_size(bench_word(argc, argv, 2, "64k"));
-        size_t rounds = (size <= 4096 ? 2048u : size <= 65536 ? 1024u : 512u) * (size_t)(1 << 20) / size;
+        size_t rounds = (size <= 4096 ? 512u : 256u) * (size_t)(1 << 20) / size;
         uint8_t *from = bench_alloc(size + 64), *to = bench_alloc(size + 64);
         void *(*volatile move)(void *, const void *, size_t) = memcpy;
         void *(*volatile fill)(void *, int, size_t) = memset;

@@ -93,7 +93,7 @@ static uint64_t by_pipe(uint32_t steps, int apart)
 int main(int argc, char **argv)
 {
         int pipes = !strcmp(bench_word(argc, argv, 1, "pipe"), "pipe"), apart = argc > 2;
-        uint32_t steps = apart ? 1500 : 20000;
+        uint32_t steps = apart ? 1500 : 10000;
         double start;
         uint64_t sum;
 

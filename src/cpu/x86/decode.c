@@ -315,11 +315,19 @@ int decode_insn(struct x86_cpu *cpu, const uint8_t *bytes, size_t size_bytes, un
 {
         ZydisDecodedInstruction z;
         ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+
+        return decode_insn_full(cpu, bytes, size_bytes, start, insn, &z, operand);
+}
+
+int decode_insn_full(struct x86_cpu *cpu, const uint8_t *bytes, size_t size_bytes, unsigned start, struct insn *insn,
+                     ZydisDecodedInstruction *z, ZydisDecodedOperand *operand)
+{
         ZyanStatus status;
 
         size_bytes = MIN(size_bytes, (size_t)INSN_LENGTH_MAX);
-        status = ZydisDecoderDecodeFull(decoder_for(cpu), bytes, size_bytes, &z, operand);
+        status = ZydisDecoderDecodeFull(decoder_for(cpu), bytes, size_bytes, z, operand);
         if (ZYAN_FAILED(status)) {
+                memset(z, 0, sizeof(*z));
                 if (status == ZYDIS_STATUS_NO_MORE_DATA && size_bytes < INSN_LENGTH_MAX)
                         return -EAGAIN;
                 insn_clear(insn,
@@ -333,11 +341,11 @@ int decode_insn(struct x86_cpu *cpu, const uint8_t *bytes, size_t size_bytes, un
 
         *insn = (struct insn){
                 .base = GPR_ZERO * 8, .index = GPR_ZERO * 8, .seg = X86_DS, .memory_operand = 0xff,
-                .opsize = z.operand_width / 8, .asize = z.address_width / 8, .stack_size = z.operand_width / 8,
-                .length = z.length, .start = (uint16_t)start, .end = (uint16_t)(start + z.length), .op = (uint16_t)z.mnemonic,
-                .flags = flags_from(&z),
+                .opsize = z->operand_width / 8, .asize = z->address_width / 8, .stack_size = z->operand_width / 8,
+                .length = z->length, .start = (uint16_t)start, .end = (uint16_t)(start + z->length), .op = (uint16_t)z->mnemonic,
+                .flags = flags_from(z),
         };
-        take_operands(insn, &z, operand);
-        insn->fn = bind(cpu, insn, &(struct decoded){ .z = &z, .operand = operand, .bytes = bytes });
+        take_operands(insn, z, operand);
+        insn->fn = bind(cpu, insn, &(struct decoded){ .z = z, .operand = operand, .bytes = bytes });
         return 0;
 }

@@ -16,5 +16,12 @@ void decode_init(struct x86_cpu *cpu, struct block_cache *cache);
  */
 int decode_insn(struct x86_cpu *cpu, const uint8_t *bytes, size_t size_bytes, unsigned start, struct insn *insn) _must_check_;
 
+/*
+ * The same, with what Zydis says (operand has room for ZYDIS_MAX_OPERAND_COUNT). An instruction that only raises because it could not be
+ * decoded has the mnemonic ZYDIS_MNEMONIC_INVALID and no operands.
+ */
+int decode_insn_full(struct x86_cpu *cpu, const uint8_t *bytes, size_t size_bytes, unsigned start, struct insn *insn,
+                     ZydisDecodedInstruction *z, ZydisDecodedOperand *operand) _must_check_;
+
 /* An instruction of no bytes that goes on with the next block (block_go_on). */
 void decode_end_mark(unsigned at, struct insn *insn);

@@ -46,6 +46,7 @@ struct tflags_recipe {
         uint8_t size_bytes; /* 1, 2, 4, 8 */
         uint8_t a, b;       /* byte offsets into s.gpr[] as in struct insn; 0xff: none (imm is b) */
         int32_t imm;
+        int32_t delta;      /* to be added to a's register */
 };
 
 /*

@@ -1,0 +1,352 @@
+/*
+ * Leaving a block: branches, calls, returns, and running off its end (docs/translator.md "Calls", "From block to block").
+ *
+ * Nothing here may touch the host's flags once they hold the guest's: what would be CMP and AND elsewhere is LEA, NOT, PEXT and
+ * JRCXZ. The stub that a JRCXZ leads to stands within 127 bytes, so behind the jump that ends the block.
+ *
+ * A conditional jump forward leaves the block when it is taken and the block goes on behind it. One backward ends the block: it is
+ * taken mostly, and looks for requests first.
+ */
+#include "cpu/x86/flags.h"
+#include "cpu/x86/translate.h"
+
+/* Entries of the shadow stack that one mode of execution pushed never match a return in another. */
+static int32_t shadow_mark(const struct translation *t)
+{
+        return t->tlb_mode == TLB_SUPERVISOR ? 0x1b5e4a33 : 0;
+}
+
+static bool in_page(uint32_t target)
+{
+        return target < GUEST_PAGE_SIZE;
+}
+
+static struct asm_mem temp(unsigned n)
+{
+        return asm_gs(offsetof(struct x86_cpu, jit.temp) + n * 8);
+}
+
+/* ---- requests ---- */
+
+/* RCX 0: there is one. */
+static void load_go(struct translation *t)
+{
+        asm_load(t->a, 4, TREG_SCRATCH, asm_gs(offsetof(struct x86_cpu, jit.go)));
+}
+
+/* Where the host's flags are free: to the run loop, at the start of i. */
+static void check_go(struct translation *t, struct tinsn *i)
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_GO, i, &number);
+
+        asm_rm(t->a, 4, 0x83, 7, asm_gs(offsetof(struct x86_cpu, jit.go)));
+        asm_byte(t->a, 0);
+        asm_jcc(t->a, ASM_Z, translate_stub(t, site, number, TTHUNK_GO));
+}
+
+static void bind_go(struct translation *t, struct asm_label *label, struct tinsn *i, uint32_t target)
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_GO, i, &number);
+
+        site->target = (int32_t)target;
+        asm_bind(t->a, label);
+        translate_stub_here(t, number, TTHUNK_GO);
+}
+
+/* ---- direct ---- */
+
+/* The rel32 of a branch whose opcode bytes are emitted by the caller, after align_chain(). */
+static void align_chain(struct translation *t, unsigned opcode_bytes)
+{
+        asm_align(t->a, 4, opcode_bytes);
+}
+
+static struct asm_label *chain(struct translation *t, uint32_t target, unsigned opcode_bytes, bool backward)
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
+        struct asm_label *label = translate_stub(t, site, number, TTHUNK_CHAIN);
+
+        site->target = (int32_t)target;
+        site->backward = backward;
+        site->patch = translate_here(t) + opcode_bytes;
+        t->stub[t->stubs - 1].chain = true;
+        return label;
+}
+
+/* ---- the jump cache: RBP is the linear target, the host's flags the guest's ---- */
+
+static void probe(struct translation *t, struct asm_label *hit)
+{
+        asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.jump_mask)));
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
+        asm_store(t->a, 8, temp(0), TREG_SCRATCH);
+        asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, tjump_offset(t->tlb_mode) + offsetof(struct tjump, nrip)));
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0));
+        asm_jrcxz(t->a, hit);
+}
+
+/* opcode_extension 2: CALL, 4: JMP */
+static void go_there(struct translation *t, unsigned opcode_extension)
+{
+        asm_load(t->a, 8, TREG_SCRATCH, temp(0));
+        asm_rm(t->a, 4, 0xff, opcode_extension,
+               asm_gs_index(TREG_SCRATCH, 8, tjump_offset(t->tlb_mode) + offsetof(struct tjump, host)));
+}
+
+/* i: the instruction at which a target that is not canonical faults; NULL: none. out: where there are requests. */
+static void jump_to_address(struct translation *t, struct tinsn *i)
+{
+        struct asm_label hit = { 0 }, out = { 0 };
+        struct tsite *site;
+        uint32_t number;
+
+        load_go(t);
+        asm_jrcxz(t->a, &out);
+        probe(t, &hit);
+        /* A request leaves as a miss does: the service looks. */
+        asm_bind(t->a, &out);
+        site = translate_site(t, TSITE_JUMP, i, &number);
+        site->flags = TFLAGS_HOST;
+        translate_stub_here(t, number, TTHUNK_JUMP);
+        asm_bind(t->a, &hit);
+        go_there(t, 4);
+}
+
+static void load_target(struct translation *t, uint32_t target)
+{
+        asm_load(t->a, 8, TREG_ADDRESS, guest_slot(GPR_BLOCK));
+        asm_lea(t->a, TREG_ADDRESS, asm_at(TREG_ADDRESS, (int32_t)target));
+}
+
+static void exit_checked(struct translation *t, uint32_t target, bool backward)
+{
+        struct asm_label out = { 0 };
+
+        if (!in_page(target)) {
+                load_target(t, target);
+                jump_to_address(t, NULL);
+                return;
+        }
+        if (backward) {
+                load_go(t);
+                asm_jrcxz(t->a, &out);
+        }
+        align_chain(t, 1);
+        asm_jmp(t->a, chain(t, target, 1, backward));
+        if (backward)
+                bind_go(t, &out, NULL, target);
+}
+
+void emit_exit(struct translation *t, uint32_t target)
+{
+        exit_checked(t, target, false);
+}
+
+/* ---- JMP, Jcc ---- */
+
+static bool is_backward(const struct tinsn *i)
+{
+        return (uint32_t)i->insn.imm <= i->insn.start;
+}
+
+static void emit_followed(struct translation *t, struct tinsn *i)
+{
+}
+
+static void emit_jmp(struct translation *t, struct tinsn *i)
+{
+        flags_to_host(t);
+        exit_checked(t, (uint32_t)i->insn.imm, is_backward(i));
+}
+
+static void emit_jcc(struct translation *t, struct tinsn *i)
+{
+        enum asm_condition condition = i->z.opcode & 15;
+        uint32_t target = (uint32_t)i->insn.imm;
+        struct asm_label skip = { 0 }, out = { 0 };
+
+        flags_to_host(t);
+        if (!in_page(target)) {
+                asm_jcc(t->a, condition ^ 1, &skip);
+                load_target(t, target);
+                jump_to_address(t, NULL);
+                asm_bind(t->a, &skip);
+                return;
+        }
+        if (i->ends) {
+                load_go(t);
+                asm_jrcxz(t->a, &out);
+        }
+        align_chain(t, 2);
+        asm_jcc(t->a, condition, chain(t, target, 2, i->ends));
+        if (i->ends) {
+                emit_exit(t, i->insn.end);
+                bind_go(t, &out, i, 0);
+        }
+}
+
+/* RBP = the target that an indirect branch names. */
+static void load_indirect(struct translation *t, struct tinsn *i)
+{
+        unsigned guest = i->insn.reg[0] / 8;
+
+        if (i->insn.flags & INSN_MEMORY) {
+                memory_look_up(t, i, 8, false, false);
+                asm_load(t->a, 8, TREG_ADDRESS, memory_operand());
+        } else if (treg_of(guest) == TREG_NONE) {
+                asm_load(t->a, 8, TREG_ADDRESS, guest_slot(guest));
+        } else {
+                asm_mov(t->a, 8, TREG_ADDRESS, treg_of(guest));
+        }
+}
+
+static void emit_jmp_indirect(struct translation *t, struct tinsn *i)
+{
+        load_indirect(t, i);
+        flags_to_host(t);
+        jump_to_address(t, i);
+}
+
+/* ---- CALL, RET ---- */
+
+/* Behind the look-up of the return address's place: stores it, moves RSP, pushes it onto the shadow stack. */
+static void push_return(struct translation *t, struct tinsn *i)
+{
+        struct asm_mem at = memory_fold(t);
+
+        flags_to_host(t);
+        asm_load(t->a, 8, TREG_SCRATCH, guest_slot(GPR_BLOCK));
+        asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, i->insn.end));
+        asm_store(t->a, 8, at, TREG_SCRATCH);
+        asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), -8));
+        asm_rr(t->a, 8, 0xf7, 2, TREG_SCRATCH); /* not */
+        asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, 1 + shadow_mark(t)));
+        asm_byte(t->a, 0x51); /* push rcx */
+}
+
+/* Where a host RET comes back to: RBP is the guest's return address. */
+static void return_point(struct translation *t, struct tinsn *i)
+{
+        asm_lea(t->a, ASM_RSP, asm_at(ASM_RSP, 8));
+        asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_ADDRESS, -(int32_t)i->insn.end));
+        asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);
+        emit_exit(t, i->insn.end);
+}
+
+static void emit_call(struct translation *t, struct tinsn *i)
+{
+        struct asm_label hit = { 0 }, back = { 0 };
+        uint32_t target = (uint32_t)i->insn.imm, number;
+        struct tsite *site;
+
+        memory_look_up_at(t, i, X86_RSP, -8, 8, true);
+        check_go(t, i);
+        push_return(t, i);
+        if (in_page(target)) {
+                align_chain(t, 1);
+                asm_call(t->a, chain(t, target, 1, is_backward(i)));
+        } else {
+                load_target(t, target);
+                probe(t, &hit);
+                site = translate_site(t, TSITE_JUMP, NULL, &number);
+                site->flags = TFLAGS_HOST;
+                asm_call(t->a, translate_stub(t, site, number, TTHUNK_JUMP));
+                asm_jmp_short(t->a, &back);
+                asm_bind(t->a, &hit);
+                go_there(t, 2);
+                asm_bind(t->a, &back);
+        }
+        return_point(t, i);
+}
+
+/*
+ * The target is looked up before anything is stored: one that is not canonical, or not known, is the interpreter's. Its host address
+ * waits in a slot while the stack is looked up.
+ */
+static void emit_call_indirect(struct translation *t, struct tinsn *i)
+{
+        uint32_t jumps = tjump_offset(t->tlb_mode), retry, number;
+        struct tsite *site;
+
+        flags_keep(t);
+        t->places &= ~(unsigned)TPLACE_HOST;
+        retry = translate_here(t);
+        load_indirect(t, i);
+        check_go(t, i);
+        asm_store(t->a, 8, temp(1), TREG_ADDRESS);
+        asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.jump_mask)));
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
+        asm_rm(t->a, 8, 0x03, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, nrip)));
+        site = translate_site(t, TSITE_HANDLER, i, &number);
+        asm_jcc(t->a, ASM_NZ, translate_stub(t, site, number, TTHUNK_HANDLER));
+        asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, host)));
+        asm_store(t->a, 8, temp(2), TREG_SCRATCH);
+        site = memory_look_up_at(t, i, X86_RSP, -8, 8, true);
+        site->retry = retry;
+        push_return(t, i);
+        asm_load(t->a, 8, TREG_ADDRESS, temp(1));
+        asm_rm(t->a, 4, 0xff, 2, temp(2));
+        return_point(t, i);
+}
+
+static void emit_ret(struct translation *t, struct tinsn *i)
+{
+        struct asm_label match = { 0 };
+
+        memory_look_up_at(t, i, X86_RSP, 0, 8, false);
+        asm_load(t->a, 8, TREG_ADDRESS, memory_operand());
+        flags_to_host(t);
+        asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), 8 + (int32_t)i->insn.imm));
+        asm_load(t->a, 8, TREG_SCRATCH, asm_at(ASM_RSP, 8));
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -shadow_mark(t)));
+        asm_jrcxz(t->a, &match);
+        jump_to_address(t, i);
+        asm_bind(t->a, &match);
+        asm_byte(t->a, 0xc3);
+}
+
+/* ---- choosing ---- */
+
+#define CASE_JCC(cc) case ZYDIS_MNEMONIC_J##cc:
+
+static temit_fn direct_or_not(const struct tinsn *i, temit_fn direct, temit_fn indirect)
+{
+        if (i->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+                return direct;
+        if (i->insn.opsize != 8 || (i->insn.flags & INSN_MEMORY && !memory_possible(i)))
+                return NULL;
+        return indirect;
+}
+
+temit_fn branch_translate(struct tinsn *i)
+{
+        temit_fn emit = NULL;
+        bool conditional = false;
+
+        if (i->z.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || i->insn.imm + (1u << 31) > UINT32_MAX)
+                return NULL;
+        switch (i->z.mnemonic) {
+                FOR_EACH_CONDITION(CASE_JCC)
+                conditional = true;
+                emit = i->insn.opsize == 2 ? NULL : emit_jcc;
+                break;
+        case ZYDIS_MNEMONIC_JMP:
+                emit = i->insn.opsize == 2 ? NULL : direct_or_not(i, emit_jmp, emit_jmp_indirect);
+                if (emit == emit_jmp && i->insn.imm > i->insn.start && i->insn.imm < GUEST_PAGE_SIZE && i->followed)
+                        return emit_followed;
+                break;
+        case ZYDIS_MNEMONIC_CALL:
+                emit = i->insn.opsize == 2 ? NULL : direct_or_not(i, emit_call, emit_call_indirect);
+                break;
+        case ZYDIS_MNEMONIC_RET: emit = i->insn.opsize == 8 && i->insn.imm < 0x8000 ? emit_ret : NULL; break;
+        default: break;
+        }
+        if (!emit)
+                return NULL;
+        i->site = true;
+        i->ends = !conditional || is_backward(i);
+        return emit;
+}

@@ -1,0 +1,406 @@
+/*
+ * Where the guest's status flags are while a block is emitted, and bringing them back (docs/translator.md "Flags").
+ *
+ * A place in tinsn.places that is set holds the flags as they are before the next instruction:
+ *
+ *      host     the host's flags
+ *      saved    jit.flags (LAHF in the upper byte, SETO in the lower)
+ *      recipe   values that are still in guest registers, see below
+ *
+ * None may hold them when nothing needs them (tinsn.needed is 0). Recipes, with A the register as it is now plus delta (which
+ * follows the stack pointer through PUSH and POP), and B another register or an immediate:
+ *
+ *      CMP     A - B                           CMP; nothing was written
+ *      TEST    A & B
+ *      LOGIC   A is the result of AND, OR, XOR
+ *      SUB     A is the result of x - B        x = A + B
+ *      ADD     A is the result of x + B        x = A - B
+ *      NEG     A is the result of 0 - x
+ *
+ * Undefined flags follow the hardware: see the interpreter's integer-*.c.
+ */
+#include "cpu/x86/translate.h"
+
+enum trecipe_op { TRECIPE_CMP, TRECIPE_TEST, TRECIPE_LOGIC, TRECIPE_SUB, TRECIPE_ADD, TRECIPE_NEG };
+#define NO_REGISTER 0xff
+
+#define OPCODE_ADD 0x03
+#define OPCODE_SUB 0x2b
+#define OPCODE_CMP 0x3b
+#define OPCODE_TEST 0x85
+
+/* ---- what an instruction does to the flags ---- */
+
+static void set_flags(struct tinsn *i, uint32_t reads, uint32_t writes, uint32_t changes)
+{
+        i->reads = (uint16_t)(reads & TFLAGS_ALL);
+        i->writes = (uint16_t)(writes & TFLAGS_ALL);
+        i->changes = (uint16_t)(changes & TFLAGS_ALL);
+}
+
+/* Shifts by a count that may be 0 change flags or leave them. */
+static bool count_is_nonzero(const struct tinsn *i)
+{
+        unsigned last = i->z.operand_count_visible - 1u;
+        const ZydisDecodedOperand *count = &i->operand[last];
+
+        return count->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && count->imm.value.u & (i->insn.opsize == 8 ? 63 : 31);
+}
+
+void flags_classify(struct tinsn *i)
+{
+        const ZydisAccessedFlags *f = i->z.cpu_flags;
+        uint32_t defined, all;
+
+        if (!f) {
+                set_flags(i, 0, 0, 0);
+                return;
+        }
+        defined = f->modified | f->set_0 | f->set_1;
+        all = defined | f->undefined;
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_SHL:
+        case ZYDIS_MNEMONIC_SHR:
+        case ZYDIS_MNEMONIC_SAR:
+        case ZYDIS_MNEMONIC_SHLD:
+        case ZYDIS_MNEMONIC_SHRD: set_flags(i, 0, count_is_nonzero(i) ? all : 0, TFLAGS_ALL); break;
+        case ZYDIS_MNEMONIC_ROL:
+        case ZYDIS_MNEMONIC_ROR:
+                set_flags(i, 0, count_is_nonzero(i) ? X86_FLAG_CF : 0, X86_FLAG_CF | X86_FLAG_OF);
+                break;
+        case ZYDIS_MNEMONIC_RCL:
+        case ZYDIS_MNEMONIC_RCR: set_flags(i, X86_FLAG_CF, 0, X86_FLAG_CF | X86_FLAG_OF); break;
+        case ZYDIS_MNEMONIC_BT:
+        case ZYDIS_MNEMONIC_BTS:
+        case ZYDIS_MNEMONIC_BTR:
+        case ZYDIS_MNEMONIC_BTC: set_flags(i, 0, X86_FLAG_CF, X86_FLAG_CF); break;
+        case ZYDIS_MNEMONIC_DIV:
+        case ZYDIS_MNEMONIC_IDIV: set_flags(i, 0, 0, 0); break;
+        default: set_flags(i, f->tested, all, all); break;
+        }
+}
+
+/* ---- recipes ---- */
+
+static bool low_register(const ZydisDecodedOperand *o)
+{
+        return o->type == ZYDIS_OPERAND_TYPE_REGISTER && !(o->reg.value >= ZYDIS_REGISTER_AH && o->reg.value <= ZYDIS_REGISTER_BH);
+}
+
+static bool operands_simple(const struct tinsn *i)
+{
+        return low_register(&i->operand[0]) && (low_register(&i->operand[1]) || i->operand[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE);
+}
+
+static bool recipe_binary(const struct tinsn *i, struct tflags_recipe *r)
+{
+        bool immediate = i->operand[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+
+        r->a = i->insn.reg[0];
+        r->b = immediate ? NO_REGISTER : i->insn.reg[1];
+        r->imm = immediate ? (int32_t)i->insn.imm : 0;
+        return true;
+}
+
+/* The recipe for the flags that i leaves behind, from the registers as they are behind it. */
+static bool recipe_of(const struct tinsn *i, struct tflags_recipe *r)
+{
+        *r = (struct tflags_recipe){ .size_bytes = i->insn.opsize };
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_CMP: r->op = TRECIPE_CMP; return operands_simple(i) && recipe_binary(i, r);
+        case ZYDIS_MNEMONIC_TEST: r->op = TRECIPE_TEST; return operands_simple(i) && recipe_binary(i, r);
+        case ZYDIS_MNEMONIC_SUB: r->op = TRECIPE_SUB; break;
+        case ZYDIS_MNEMONIC_ADD: r->op = TRECIPE_ADD; break;
+        case ZYDIS_MNEMONIC_AND:
+        case ZYDIS_MNEMONIC_OR:
+        case ZYDIS_MNEMONIC_XOR:
+                r->op = TRECIPE_LOGIC;
+                r->a = i->insn.reg[0];
+                r->b = NO_REGISTER;
+                return low_register(&i->operand[0]);
+        case ZYDIS_MNEMONIC_NEG:
+                r->op = TRECIPE_NEG;
+                r->a = i->insn.reg[0];
+                r->b = NO_REGISTER;
+                return low_register(&i->operand[0]);
+        default: return false;
+        }
+        if (!operands_simple(i))
+                return false;
+        if (low_register(&i->operand[1]) && i->insn.reg[0] / 8 == i->insn.reg[1] / 8) {
+                if (r->op == TRECIPE_ADD)
+                        return false;
+                r->op = TRECIPE_LOGIC; /* x - x: the flags of a result of 0 */
+                r->a = i->insn.reg[0];
+                r->b = NO_REGISTER;
+                return true;
+        }
+        return recipe_binary(i, r);
+}
+
+static bool guest_written(const struct tinsn *i, unsigned guest)
+{
+        for (unsigned n = 0; n < i->z.operand_count; n++) {
+                const ZydisDecodedOperand *o = &i->operand[n];
+                ZyanI8 id;
+
+                if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+                        continue;
+                switch (ZydisRegisterGetClass(o->reg.value)) {
+                case ZYDIS_REGCLASS_GPR8:
+                        id = (ZyanI8)(o->reg.value >= ZYDIS_REGISTER_SPL ? o->reg.value - ZYDIS_REGISTER_SPL + 4
+                                      : o->reg.value >= ZYDIS_REGISTER_AH ? o->reg.value - ZYDIS_REGISTER_AH
+                                                                          : o->reg.value - ZYDIS_REGISTER_AL);
+                        break;
+                case ZYDIS_REGCLASS_GPR16:
+                case ZYDIS_REGCLASS_GPR32:
+                case ZYDIS_REGCLASS_GPR64: id = ZydisRegisterGetId(o->reg.value); break;
+                default: continue;
+                }
+                if ((unsigned)id == guest)
+                        return true;
+        }
+        return false;
+}
+
+static bool recipe_clobbered(const struct translation *t, const struct tinsn *i)
+{
+        return guest_written(i, t->recipe.a / 8) || (t->recipe.b != NO_REGISTER && guest_written(i, t->recipe.b / 8));
+}
+
+/* reg64 + constant: LEA r, [r + disp]. */
+static bool moves_by_constant(const struct tinsn *i, unsigned at)
+{
+        return i->z.mnemonic == ZYDIS_MNEMONIC_LEA && i->insn.opsize == 8 && i->insn.asize == 8 && i->insn.reg[0] == at &&
+               i->insn.base == at && i->insn.index == GPR_ZERO * 8;
+}
+
+static void recipe_moved(struct translation *t, int64_t by)
+{
+        int64_t delta = t->recipe.delta - by;
+
+        t->recipe.delta = (int32_t)delta;
+        if (delta != (int32_t)delta || t->recipe.size_bytes != 8)
+                t->places &= ~(unsigned)TPLACE_RECIPE;
+}
+
+/* ---- state ---- */
+
+bool flags_wanted(const struct translation *t, const struct tinsn *i)
+{
+        uint16_t pass = i->needed_after & (uint16_t)~i->writes;
+
+        if (i->reads)
+                return true;
+        if (!pass)
+                return false;
+        if (i->changes)
+                return true;
+        return t->places == TPLACE_RECIPE && recipe_clobbered(t, i) &&
+               !(moves_by_constant(i, t->recipe.a) && t->recipe.b != t->recipe.a && t->recipe.size_bytes == 8);
+}
+
+void flags_after(struct translation *t, const struct tinsn *i)
+{
+        struct tflags_recipe made;
+
+        if (i->changes) {
+                t->places = TPLACE_HOST;
+                if (recipe_of(i, &made)) {
+                        t->recipe = made;
+                        t->places |= TPLACE_RECIPE;
+                }
+                return;
+        }
+        if (!(t->places & TPLACE_RECIPE) || !recipe_clobbered(t, i))
+                return;
+        if (moves_by_constant(i, t->recipe.a) && t->recipe.b != t->recipe.a)
+                recipe_moved(t, i->insn.disp);
+        else
+                t->places &= ~(unsigned)TPLACE_RECIPE;
+}
+
+void flags_register_changes(struct translation *t, const struct tinsn *i, unsigned guest)
+{
+        if (!(t->places & TPLACE_RECIPE) || (t->recipe.a / 8 != guest && (t->recipe.b == NO_REGISTER || t->recipe.b / 8 != guest)))
+                return;
+        if (t->places == TPLACE_RECIPE && i->needed_after)
+                flags_to_host(t);
+        t->places &= ~(unsigned)TPLACE_RECIPE;
+}
+
+void flags_stack_moves(struct translation *t, const struct tinsn *i, int32_t bytes)
+{
+        if (t->places & TPLACE_RECIPE && t->recipe.a == X86_RSP * 8 && t->recipe.b != X86_RSP * 8 && t->recipe.size_bytes == 8)
+                recipe_moved(t, bytes);
+        else
+                flags_register_changes(t, i, X86_RSP);
+}
+
+void flags_after_handler(struct translation *t)
+{
+        t->places = TPLACE_HOST | TPLACE_SAVED;
+}
+
+/* ---- saving and bringing back ---- */
+
+#define FLAGS_SLOT offsetof(struct x86_cpu, jit.flags)
+
+void flags_keep(struct translation *t)
+{
+        if (t->places != TPLACE_HOST)
+                return;
+        asm_mov(t->a, 8, TREG_SCRATCH, ASM_RAX);
+        asm_byte(t->a, 0x9f);                         /* lahf */
+        asm_rr(t->a, 1, ASM_0F | 0x90, 0, ASM_RAX);   /* seto al */
+        asm_store(t->a, 2, asm_gs(FLAGS_SLOT), ASM_RAX);
+        asm_mov(t->a, 8, ASM_RAX, TREG_SCRATCH);
+        t->places |= TPLACE_SAVED;
+}
+
+static void from_saved(struct translation *t)
+{
+        asm_mov(t->a, 8, TREG_SCRATCH, ASM_RAX);
+        asm_rm(t->a, 4, ASM_0F | 0xb7, ASM_RAX, asm_gs(FLAGS_SLOT)); /* movzx */
+        asm_byte(t->a, 0x04);                                        /* add al, 0x7f: OF when it was 1 */
+        asm_byte(t->a, 0x7f);
+        asm_byte(t->a, 0x9e);                                        /* sahf */
+        asm_mov(t->a, 8, ASM_RAX, TREG_SCRATCH);
+}
+
+/* op reg, B */
+static void with_b(struct translation *t, const struct tflags_recipe *r, unsigned opcode, unsigned alu, unsigned reg)
+{
+        unsigned size = r->size_bytes, byte = size == 1;
+
+        if (r->b == NO_REGISTER)
+                asm_alu_imm(t->a, alu, size, reg, r->imm);
+        else if (treg_of(r->b / 8) == TREG_NONE)
+                asm_rm(t->a, size, opcode - byte, reg, guest_slot(r->b / 8));
+        else
+                asm_rr(t->a, size, opcode - byte, reg, treg_of(r->b / 8));
+}
+
+/* A in a register: its own, or the scratch one. */
+static unsigned load_a(struct translation *t, const struct tflags_recipe *r, bool changed)
+{
+        unsigned guest = r->a / 8, reg = treg_of(guest);
+
+        if (reg == TREG_NONE) {
+                asm_load(t->a, 8, TREG_SCRATCH, guest_slot(guest));
+                reg = TREG_SCRATCH;
+        }
+        if (r->delta) {
+                asm_lea(t->a, TREG_SCRATCH, asm_at(reg, r->delta));
+        } else if (changed && reg != TREG_SCRATCH) {
+                asm_mov(t->a, 8, TREG_SCRATCH, reg);
+        } else {
+                return reg;
+        }
+        return TREG_SCRATCH;
+}
+
+static void emit_test(struct translation *t, const struct tflags_recipe *r, unsigned reg)
+{
+        unsigned size = r->size_bytes;
+
+        if (r->b != NO_REGISTER) {
+                with_b(t, r, OPCODE_TEST, 0, reg);
+                return;
+        }
+        asm_rr(t->a, size, size == 1 ? 0xf6 : 0xf7, 0, reg);
+        asm_bytes(t->a, &r->imm, MIN(size, 4u));
+}
+
+static void from_recipe(struct translation *t)
+{
+        const struct tflags_recipe *r = &t->recipe;
+        unsigned size = r->size_bytes, reg;
+
+        switch (r->op) {
+        case TRECIPE_CMP: with_b(t, r, OPCODE_CMP, 7, load_a(t, r, false)); break;
+        case TRECIPE_TEST: emit_test(t, r, load_a(t, r, false)); break;
+        case TRECIPE_LOGIC:
+                reg = load_a(t, r, false);
+                asm_rr(t->a, size, size == 1 ? 0x84 : OPCODE_TEST, reg, reg);
+                break;
+        case TRECIPE_SUB:
+                reg = load_a(t, r, true);
+                with_b(t, r, OPCODE_ADD, 0, reg);
+                with_b(t, r, OPCODE_CMP, 7, reg);
+                break;
+        case TRECIPE_ADD:
+                reg = load_a(t, r, true);
+                with_b(t, r, OPCODE_SUB, 5, reg);
+                with_b(t, r, OPCODE_ADD, 0, reg);
+                break;
+        default:
+                reg = load_a(t, r, true);
+                asm_rr(t->a, size, size == 1 ? 0xf6 : 0xf7, 3, reg);
+                asm_rr(t->a, size, size == 1 ? 0xf6 : 0xf7, 3, reg);
+                break;
+        }
+}
+
+void flags_to_host(struct translation *t)
+{
+        if (t->places & TPLACE_HOST)
+                return;
+        if (t->places & TPLACE_RECIPE)
+                from_recipe(t);
+        else
+                from_saved(t);
+        t->places |= TPLACE_HOST;
+}
+
+/* ---- after a fault ---- */
+
+static uint64_t result_flags(uint64_t r, unsigned bits)
+{
+        uint64_t flags = __builtin_parity((uint8_t)r) ? 0 : X86_FLAG_PF;
+
+        if (!(r << (64 - bits)))
+                flags |= X86_FLAG_ZF;
+        if (r >> (bits - 1) & 1)
+                flags |= X86_FLAG_SF;
+        return flags;
+}
+
+/* carries: out of each bit of the operation. */
+static uint64_t carry_flags(uint64_t carries, unsigned bits)
+{
+        uint64_t out = carries >> (bits - 1) & 1, in = carries >> (bits - 2) & 1;
+
+        return (out ? X86_FLAG_CF : 0) | (out != in ? X86_FLAG_OF : 0) | (carries & 8 ? X86_FLAG_AF : 0);
+}
+
+static uint64_t sum_flags(uint64_t a, uint64_t b, unsigned bits)
+{
+        uint64_t r = a + b;
+
+        return result_flags(r, bits) | carry_flags((a & b) | ((a | b) & ~r), bits);
+}
+
+static uint64_t difference_flags(uint64_t a, uint64_t b, unsigned bits)
+{
+        uint64_t r = a - b;
+
+        return result_flags(r, bits) | carry_flags((~a & b) | ((~a | b) & r), bits);
+}
+
+uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site)
+{
+        const struct tflags_recipe *r = &site->recipe;
+        uint64_t a = cpu->s.gpr[r->a / 8] + (uint64_t)(int64_t)r->delta;
+        uint64_t b = r->b == NO_REGISTER ? (uint64_t)(int64_t)r->imm : cpu->s.gpr[r->b / 8];
+        unsigned bits = r->size_bytes * 8u;
+
+        switch (r->op) {
+        case TRECIPE_CMP: return difference_flags(a, b, bits);
+        case TRECIPE_TEST: return result_flags(a & b, bits);
+        case TRECIPE_LOGIC: return result_flags(a, bits);
+        case TRECIPE_SUB: return difference_flags(a + b, b, bits);
+        case TRECIPE_ADD: return sum_flags(a - b, b, bits);
+        default: return difference_flags(0, -a, bits);
+        }
+}

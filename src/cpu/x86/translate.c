@@ -1,0 +1,258 @@
+/*
+ * One guest block to host code; see translate.h for the passes and docs/translator.md for what comes out.
+ *
+ *      host + 0    lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
+ *      host + 16   the block                                                       for direct branches
+ *                  its stubs
+ */
+#include "cpu/x86/translate.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "cpu/x86/decode.h"
+#include "cpu/x86/flags.h"
+
+/* ---- sites ---- */
+
+uint32_t translate_here(const struct translation *t)
+{
+        return t->block->host + (uint32_t)t->a->used;
+}
+
+static struct insn *site_insn(struct translation *t, struct tinsn *i)
+{
+        if (!i->copy)
+                i->copy = translator_insn(t->tr, t->block, &i->insn);
+        if (!i->copy)
+                t->failed = true;
+        return i->copy;
+}
+
+struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct tinsn *i, uint32_t *number)
+{
+        struct tsite *site = translator_site(t->tr, t->block, number);
+
+        if (!site) {
+                t->failed = true;
+                *number = 0;
+                t->no_site = (struct tsite){ 0 };
+                return &t->no_site;
+        }
+        site->kind = (uint8_t)kind;
+        site->flags = t->places & TPLACE_HOST ? TFLAGS_HOST : t->places & TPLACE_SAVED ? TFLAGS_SAVED : TFLAGS_RECIPE;
+        site->recipe = t->recipe;
+        site->insn = i ? site_insn(t, i) : NULL;
+        site->block = t->block;
+        return site;
+}
+
+struct asm_label *translate_stub(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk)
+{
+        struct tstub *stub;
+
+        if (t->stubs == TRANSLATE_STUBS_MAX) {
+                t->failed = true;
+                t->nowhere = (struct asm_label){ 0 };
+                return &t->nowhere;
+        }
+        stub = &t->stub[t->stubs++];
+        stub->label = (struct asm_label){ 0 };
+        stub->site = number;
+        stub->at = site;
+        stub->thunk = thunk;
+        stub->chain = false;
+        return &stub->label;
+}
+
+void translate_stub_here(struct translation *t, uint32_t number, enum tthunk thunk)
+{
+        asm_mov_imm(t->a, TREG_SCRATCH, number);
+        asm_byte(t->a, 0xe9);
+        asm_u32(t->a, translator_thunk(t->tr, thunk) - (translate_here(t) + 4));
+}
+
+static void emit_stubs(struct translation *t)
+{
+        for (unsigned n = 0; n < t->stubs; n++) {
+                struct tstub *stub = &t->stub[n];
+
+                if (stub->chain)
+                        stub->at->next = translate_here(t);
+                asm_bind(t->a, &stub->label);
+                translate_stub_here(t, stub->site, stub->thunk);
+        }
+}
+
+/* ---- the interpreter's handler ---- */
+
+void emit_handler(struct translation *t, struct tinsn *i)
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_HANDLER, i, &number);
+
+        translate_stub_here(t, number, TTHUNK_HANDLER);
+        if (i->ends)
+                return;
+        site->next = translate_here(t);
+        flags_after_handler(t);
+}
+
+static void leave_to_handler(struct tinsn *i)
+{
+        i->emit = emit_handler;
+        i->site = true;
+        i->ends = i->insn.flags & INSN_ENDS_BLOCK;
+        i->reads = TFLAGS_ALL;
+        i->writes = 0;
+        i->changes = TFLAGS_ALL;
+}
+
+/* ---- lifting ---- */
+
+static void choose(struct tinsn *i)
+{
+        flags_classify(i);
+        i->emit = branch_translate(i);
+        /* Beside branches an instruction that ends a block faults for certain, or changes the mode. */
+        if (!i->emit && !(i->insn.flags & INSN_ENDS_BLOCK)) {
+                i->emit = stack_translate(i);
+                if (!i->emit)
+                        i->emit = integer_translate(i);
+        }
+        if (!i->emit)
+                leave_to_handler(i);
+}
+
+/* One instruction at an offset in the page; false when it goes on in the next page. */
+static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
+{
+        uint32_t first = t->source->gpa & (GUEST_PAGE_SIZE - 1);
+        struct tinsn *i = &t->insn[t->count];
+
+        memset(i, 0, offsetof(struct tinsn, operand));
+        i->emit = NULL;
+        i->site = i->ends = false;
+        i->copy = NULL;
+        i->followed = may_follow;
+        if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
+                             i->operand) < 0)
+                return false;
+        choose(i);
+        t->count++;
+        return true;
+}
+
+/* 0, or -ENOTSUP when not even the first instruction is for us. */
+static int lift(struct translation *t)
+{
+        uint32_t first = t->source->gpa & (GUEST_PAGE_SIZE - 1), at = first, end = first;
+
+        while (t->count < TRANSLATE_INSNS_MAX && at - first < t->source->size_bytes) {
+                const struct tinsn *i = &t->insn[t->count];
+
+                if (!lift_one(t, at, t->count + 1 < TRANSLATE_INSNS_MAX)) {
+                        t->crosses = true;
+                        break;
+                }
+                end = MAX(end, (uint32_t)i->insn.end);
+                at = i->insn.end;
+                if (i->ends)
+                        break;
+                if (i->z.mnemonic == ZYDIS_MNEMONIC_JMP)
+                        at = (uint32_t)i->insn.imm;
+        }
+        t->end_target = at;
+        t->block->size_bytes = (uint16_t)(end - first);
+        t->block->insns = (uint16_t)t->count;
+        return t->count ? 0 : -ENOTSUP;
+}
+
+static void find_needed(struct translation *t)
+{
+        uint16_t needed = TFLAGS_ALL;
+
+        for (unsigned n = t->count; n-- > 0;) {
+                struct tinsn *i = &t->insn[n];
+
+                if (i->ends)
+                        needed = 0;
+                i->needed_after = needed;
+                needed = (uint16_t)((needed & ~i->writes) | i->reads);
+                if (i->site)
+                        needed = TFLAGS_ALL;
+                i->needed = needed;
+        }
+}
+
+/* ---- emission ---- */
+
+static void emit_entry(struct translation *t)
+{
+        int32_t offset = (int32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
+
+        /* LEA with 32 bits of displacement whatever it is: 7 bytes, and 9. */
+        asm_bytes(t->a, "\x48\x8d\x8d", 3);
+        asm_u32(t->a, (uint32_t)-offset);
+        asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);
+        assert(t->a->full || t->a->used == TBLOCK_DIRECT);
+        /* The first instruction may become a call. */
+        asm_bytes(t->a, "\x0f\x1f\x44\x00\x00", 5);
+}
+
+static void emit_end(struct translation *t)
+{
+        uint32_t number;
+        struct tsite *site;
+
+        if (t->insn[t->count - 1].ends)
+                return;
+        flags_to_host(t);
+        if (!t->crosses) {
+                emit_exit(t, t->end_target);
+                return;
+        }
+        site = translate_site(t, TSITE_LEAVE, NULL, &number);
+        site->target = (int32_t)t->end_target;
+        translate_stub_here(t, number, TTHUNK_LEAVE);
+}
+
+static int emit(struct translation *t)
+{
+        t->places = TPLACE_HOST;
+        emit_entry(t);
+        for (unsigned n = 0; n < t->count && !t->a->full && !t->failed; n++)
+                t->insn[n].emit(t, &t->insn[n]);
+        emit_end(t);
+        emit_stubs(t);
+        if (t->a->full || t->failed)
+                return -ENOSPC;
+        t->block->host_end = translate_here(t);
+        return 0;
+}
+
+int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct x86_asm *as_, struct tblock *block)
+{
+        struct translation *t = malloc(sizeof(*t));
+        int r;
+
+        if (!t)
+                return -ENOSPC;
+        t->tr = tr;
+        t->cpu = cpu;
+        t->a = as_;
+        t->block = block;
+        t->source = source;
+        t->tlb_mode = source->key >> 28;
+        t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
+        t->failed = t->crosses = false;
+        t->count = t->stubs = 0;
+        t->recipe = (struct tflags_recipe){ 0 };
+        r = lift(t);
+        if (r == 0) {
+                find_needed(t);
+                r = emit(t);
+        }
+        free(t);
+        return r;
+}

@@ -1,0 +1,141 @@
+/*
+ * What the files that emit code share: the block under translation, its instructions, where the flags are.
+ *
+ * A block is made in three passes: lift (decode, and decide what each instruction becomes), flags liveness backwards, emission
+ * forwards. An instruction's decision never changes between lifting and emission, because liveness relies on it: one that may
+ * leave the block or fault needs all flags in some form.
+ *
+ * Code at the edges, called stubs, comes behind the block's own. It is collected while the block is emitted.
+ */
+#pragma once
+
+#include "cpu/x86/translator.h"
+
+#define TRANSLATE_INSNS_MAX 48
+#define TRANSLATE_STUBS_MAX 256
+
+/* Host code that an instruction becomes. Chosen by the classifiers below, in translate.c's table order. */
+struct translation;
+struct tinsn;
+typedef void (*temit_fn)(struct translation *t, struct tinsn *i);
+
+struct tinsn {
+        struct insn insn;
+        ZydisDecodedInstruction z;
+        ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+        temit_fn emit;       /* emit_handler when nobody knows better */
+        uint16_t reads;      /* status flags, as EFLAGS has them */
+        uint16_t writes;     /* those that it defines whatever happens */
+        uint16_t changes;    /* those that it may change */
+        uint16_t needed;     /* of the flags before it: read, or seen at a site, before they are written */
+        uint16_t needed_after;
+        bool site;           /* it may leave translated code before it is done: all flags must be known then */
+        bool ends;           /* nothing of the block comes behind it */
+        bool followed;       /* a direct jump forward in the page may be followed */
+        struct insn *copy;   /* what its sites name, made on demand */
+};
+
+/* Places of the guest's flags; several may hold them at once. */
+enum tplace { TPLACE_HOST = 1, TPLACE_SAVED = 2, TPLACE_RECIPE = 4 };
+
+struct tstub {
+        struct asm_label label;
+        uint32_t site;       /* its number */
+        struct tsite *at;
+        enum tthunk thunk;
+        bool chain;          /* at->next is where the stub is */
+};
+
+struct translation {
+        struct translator *tr;
+        struct x86_cpu *cpu;
+        struct x86_asm *a;
+        struct tblock *block;
+        const struct tsource *source;
+        unsigned tlb_mode;
+        bool fast_pext;
+        bool failed;         /* out of sites, insns or stubs */
+        unsigned places;     /* enum tplace */
+        struct tflags_recipe recipe;
+        unsigned count, stubs;
+        bool crosses;        /* the instruction at end_target goes on in the next page */
+        uint32_t end_target; /* where execution goes on when the last instruction does not say */
+        struct tsite no_site;      /* what failed requests get */
+        struct asm_label nowhere;
+        struct tinsn insn[TRANSLATE_INSNS_MAX];
+        struct tstub stub[TRANSLATE_STUBS_MAX];
+};
+
+#define TFLAGS_ALL ((uint16_t)X86_FLAGS_STATUS)
+
+/* ---- translate.c: sites and stubs ---- */
+
+/* A site with its flags state as it is now, and its number for the stub. When there is none: one that nobody looks at, and failed is set. */
+struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct tinsn *i, uint32_t *number);
+/* A stub for a site, to be emitted behind the block. Jump to its label. */
+struct asm_label *translate_stub(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk);
+void translate_stub_here(struct translation *t, uint32_t number, enum tthunk thunk);
+/* The cache offset of the next byte. */
+uint32_t translate_here(const struct translation *t);
+void emit_handler(struct translation *t, struct tinsn *i);
+
+/* ---- translate-flags.c ---- */
+
+void flags_classify(struct tinsn *i);
+/* The host's flags are about to be destroyed. RCX and RBP must be free. */
+void flags_keep(struct translation *t);
+/* The host's flags are to be the guest's. RCX must be free. */
+void flags_to_host(struct translation *t);
+/* Whether i, emitted natively, must find the guest's flags in the host's. */
+bool flags_wanted(const struct translation *t, const struct tinsn *i);
+/* After an instruction emitted natively (with the host's flags changed as the guest's), or one that leaves the host's flags alone. */
+void flags_after(struct translation *t, const struct tinsn *i);
+/* A handler has run: all flags are everywhere. */
+void flags_after_handler(struct translation *t);
+/*
+ * For code that is not the instruction's own: the guest register is about to change, and nothing else; RSP is about to move by bytes.
+ * RCX must be free.
+ */
+void flags_register_changes(struct translation *t, const struct tinsn *i, unsigned guest);
+void flags_stack_moves(struct translation *t, const struct tinsn *i, int32_t bytes);
+
+/* ---- translate-memory.c ---- */
+
+/* Whether the operand's address can be computed in emitted code. */
+bool memory_possible(const struct tinsn *i);
+/*
+ * Makes RBP the offset in the page and RCX the page's host address: the operand is [rcx + rbp]. Flags are kept before. After that
+ * `site` is what its slow path names (next must be filled by memory_done()).
+ */
+struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write, bool aligned);
+/* The same for the stack: at RSP + disp, or at another guest register's address. */
+struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned guest_base, int32_t disp, unsigned size_bytes, bool write);
+/* [rcx + rbp], and that folded into [rbp] so that RCX is free. */
+struct asm_mem memory_operand(void);
+struct asm_mem memory_fold(struct translation *t);
+/* The instruction's code ends here: where its slow paths go on. */
+void memory_done(struct translation *t, struct tsite *site);
+/* RBP = guest address of the operand (RCX is used for an index); no flags change. */
+void memory_address(struct translation *t, const struct insn *insn);
+
+/* ---- translate-rewrite.c ---- */
+
+/* Classifies what the rewriter can do, and emits it. */
+bool rewrite_possible(const struct tinsn *i);
+void emit_rewritten(struct translation *t, struct tinsn *i);
+
+/* A guest register's memory slot, and its value in a host register: its own, or loaded into scratch. */
+struct asm_mem guest_slot(unsigned guest);
+unsigned guest_load(struct translation *t, unsigned guest, unsigned scratch);
+void guest_store(struct translation *t, unsigned guest, unsigned from);
+
+/* ---- instructions: NULL when they know none ---- */
+
+temit_fn integer_translate(struct tinsn *i);
+temit_fn branch_translate(struct tinsn *i);
+temit_fn stack_translate(struct tinsn *i);
+
+/* ---- translate-branch.c ---- */
+
+/* Out of the block to an offset in the page (or beside it); flags must be in the host's. */
+void emit_exit(struct translation *t, uint32_t target);

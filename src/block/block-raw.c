@@ -19,12 +19,8 @@
 
 #include "block/file-io.h"
 
-/*
- * Of a write zeroes: where the file system only notes it down, and where the zeroes are written, by us or by a block device's
- * kernel. Nobody can stop it half-way, so that with 128 in flight the latter is what a pause may have to wait for.
- */
-#define ZEROES_NOTED_BYTES (UINT32_C(1) << 31)
-#define ZEROES_WRITTEN_BYTES (UINT32_C(1) << 20)
+/* A file system notes zeroes down; for a block device without a command for it the kernel writes them, and is not to be stopped. */
+#define ZEROES_FILE_BYTES (UINT32_C(1) << 31)
 
 /* Whole sectors in an off_t. */
 #define SIZE_MAX_BYTES (INT64_MAX / 4096 * 4096)
@@ -72,20 +68,8 @@ static int device_geometry(int fd, const char *path, struct block_info *info, st
         info->physical_bytes = physical;
         info->optimal_bytes = optimal;
         info->discard_bytes = info->readonly ? 0 : physical;
-        info->zeroes_bytes = info->readonly ? 0 : ZEROES_WRITTEN_BYTES;
+        info->zeroes_bytes = info->readonly ? 0 : FILE_IO_ZEROES_WRITTEN;
         return 0;
-}
-
-/* Found out by trying, behind the end, where there is nothing to lose. */
-static void try_fallocate(int fd, struct block_info *info)
-{
-        off_t behind = (off_t)align_up(info->size_bytes, 65536);
-        bool zeroes = fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, behind, 4096) == 0;
-        bool punch = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, behind, 4096) == 0;
-
-        if (punch)
-                info->discard_bytes = info->physical_bytes;
-        info->zeroes_bytes = punch && zeroes ? ZEROES_NOTED_BYTES : ZEROES_WRITTEN_BYTES;
 }
 
 static void file_geometry(int fd, const struct stat *st, struct block_info *info)
@@ -97,8 +81,12 @@ static void file_geometry(int fd, const struct stat *st, struct block_info *info
         info->logical_bytes = BLOCK_SECTOR;
         info->physical_bytes = (uint32_t)MIN(block, UINT64_C(4096));
         info->optimal_bytes = 0;
-        if (!info->readonly)
-                try_fallocate(fd, info);
+        info->discard_bytes = 0;
+        info->zeroes_bytes = info->readonly ? 0 : ZEROES_FILE_BYTES;
+        /* Found out by trying, behind the end, where there is nothing to lose. */
+        if (!info->readonly &&
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)align_up(info->size_bytes, 65536), 4096) == 0)
+                info->discard_bytes = info->physical_bytes;
 }
 
 static int set_size(const char *path, struct block_info *info, uint64_t size_bytes, struct err *err)

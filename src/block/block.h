@@ -28,7 +28,11 @@ enum block_op {
         BLOCK_WRITE,
         BLOCK_FLUSH,        /* completed writes are on stable storage when it is done */
         BLOCK_DISCARD,      /* the bytes are not needed any more; they read as anything afterwards. A hint */
-        BLOCK_WRITE_ZEROES, /* with BLOCK_F_UNMAP the space may be given back */
+        /*
+         * With BLOCK_F_UNMAP the space may be given back. -EOPNOTSUPP: so much would have to be written, in one request that nobody
+         * can stop; the caller writes zeroes, or asks for less at once.
+         */
+        BLOCK_WRITE_ZEROES,
 };
 
 #define BLOCK_F_DURABLE 1 /* write, write zeroes: as if a flush followed it */

@@ -5,7 +5,8 @@
  *   write  pwritev until all is there, with RWF_DSYNC when it is to be durable
  *   flush  fdatasync
  *   discard       fallocate(PUNCH_HOLE); where that is not to be had it does nothing, as a hint may
- *   write zeroes  fallocate(PUNCH_HOLE or ZERO_RANGE); where that is not to be had zeroes are written; then fdatasync if durable
+ *   write zeroes  fallocate(PUNCH_HOLE or ZERO_RANGE); where that is not to be had zeroes are written, up to
+ *                 FILE_IO_ZEROES_WRITTEN, so that whoever waits for all requests does not wait for gigabytes; then fdatasync if durable
  */
 #include "block/file-io.h"
 
@@ -130,6 +131,10 @@ static bool range_result(struct block_request *req, int64_t result)
                 req->transferred += (uint64_t)result;
         } else {
                 req->transferred = unsupported(result) ? 0 : req->size_bytes;
+                if (!req->transferred && req->size_bytes > FILE_IO_ZEROES_WRITTEN) {
+                        req->result = -EOPNOTSUPP;
+                        return true;
+                }
         }
         return zeroes_go_on(req);
 }

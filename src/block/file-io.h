@@ -64,6 +64,9 @@ int file_io_pool_new(uv_loop_t *loop, int fd, struct block *disk, struct file_io
  * Each request is a sequence of system calls. file_io_step() says which comes next; file_io_result() takes its result and says
  * whether the request is over (then req->result is it).
  */
+/* Of a write zeroes that the host's file system does not take: more is not written in one request. */
+#define FILE_IO_ZEROES_WRITTEN (UINT32_C(1) << 20)
+
 enum file_io_call { FILE_IO_READV, FILE_IO_WRITEV, FILE_IO_SYNC, FILE_IO_FALLOCATE };
 
 struct file_io_step {

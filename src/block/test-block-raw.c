@@ -324,6 +324,15 @@ static void test_steps(void **state)
         assert_true(file_io_result(&req, 0));
         assert_int_equal(req.result, 0);
 
+        /* Too much to be written where nobody can stop it. */
+        req.size_bytes = FILE_IO_ZEROES_WRITTEN + 512;
+        file_io_begin(&req);
+        assert_true(file_io_result(&req, -EOPNOTSUPP));
+        assert_int_equal(req.result, -EOPNOTSUPP);
+        file_io_begin(&req);
+        assert_false(file_io_result(&req, 0));
+        assert_int_equal(file_io_step(&req).call, FILE_IO_SYNC);
+
         req.op = BLOCK_DISCARD;
         req.flags = 0;
         file_io_begin(&req);

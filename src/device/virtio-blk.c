@@ -26,7 +26,8 @@
 #define QUEUES_MAX 16
 #define REQUESTS 128
 #define SEGMENTS_MAX 254                      /* data buffers in a request */
-#define RANGES_MAX 32                         /* ranges in a discard or write zeroes */
+#define RANGES_MAX 32                         /* ranges in a discard */
+#define ZEROES_RANGES_MAX 4                   /* and in a write zeroes: each may be written (block.h) */
 #define RANGE_SECTORS_MAX (UINT32_C(1) << 22) /* 2 GiB each */
 #define SERIAL_BYTES 20
 #define HEADER_BYTES 16
@@ -127,7 +128,9 @@ static void io_done(struct block_request *io, int result)
         struct blk_request *req = to_request(io);
         struct blk *blk = req->blk;
 
-        if (result < 0) {
+        if (result == -EOPNOTSUPP && io->op == BLOCK_WRITE_ZEROES) {
+                req->status = S_UNSUPP; /* the driver writes them itself */
+        } else if (result < 0) {
                 req->status = S_IOERR;
                 log_guest("%s: %s of %" PRIu64 " bytes at %" PRIu64 " failed: %s", blk->v.pci.dev.id,
                           io->op == BLOCK_READ    ? "read"
@@ -247,8 +250,8 @@ static bool writes_are_durable(const struct blk *blk)
 }
 
 /*
- * Limits of a write zeroes, the number of ranges and their length. Where the disk would write them it is one short range, since
- * whoever pauses the machine waits for all that is in flight.
+ * Limits of a write zeroes, the length of ranges and their number. Where the disk writes them it is one short range, since whoever
+ * pauses the machine waits for all that is in flight.
  */
 static uint32_t zeroes_sectors_max(const struct blk *blk)
 {
@@ -257,7 +260,7 @@ static uint32_t zeroes_sectors_max(const struct blk *blk)
 
 static uint32_t zeroes_ranges_max(const struct blk *blk)
 {
-        return zeroes_sectors_max(blk) < RANGE_SECTORS_MAX ? 1 : RANGES_MAX;
+        return zeroes_sectors_max(blk) < RANGE_SECTORS_MAX ? 1 : ZEROES_RANGES_MAX;
 }
 
 static uint8_t ranges_request(struct blk *blk, struct blk_request *req, bool zeroes)

@@ -52,7 +52,7 @@ static size_t append(char *line, size_t used, const char *text)
 {
         size_t length = MIN(strlen(text), LINE_MAX_BYTES - used);
 
-        memcpy(line + used, text, length);
+        memcpy(line + used, text, length); /* NOLINT(bugprone-not-null-terminated-result): the length goes with it */
         return used + length;
 }
 

@@ -224,7 +224,7 @@ static int doctor_run(void *into)
         }
         for (size_t i = 0; i < ARRAY_SIZE(lists); i++) {
                 for (const struct facility *facility = lists[i]; facility->name; facility++) {
-                        struct report report;
+                        struct report report = { 0 };
                         int r = probe(facility, &report);
 
                         if (r < 0) {

@@ -4,7 +4,7 @@
  */
 #pragma once
 
-#include "lib.h"
+#include "output.h"
 
 struct frame {
         uint64_t r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax;

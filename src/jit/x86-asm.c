@@ -297,6 +297,14 @@ void asm_call(struct x86_asm *a, struct asm_label *label)
         use(a, label, false);
 }
 
+void asm_lea_label(struct x86_asm *a, unsigned to, struct asm_label *label)
+{
+        asm_byte(a, to >= 8 ? 0x4c : 0x48);
+        asm_byte(a, 0x8d);
+        asm_byte(a, (uint8_t)((to & 7) << 3 | 5)); /* [rip + rel32] */
+        use(a, label, false);
+}
+
 void asm_jrcxz(struct x86_asm *a, struct asm_label *label)
 {
         asm_byte(a, 0xe3);

@@ -123,6 +123,7 @@ void asm_bind(struct x86_asm *a, struct asm_label *label);
 void asm_jmp(struct x86_asm *a, struct asm_label *label);
 void asm_jcc(struct x86_asm *a, enum asm_condition condition, struct asm_label *label);
 void asm_call(struct x86_asm *a, struct asm_label *label);
+void asm_lea_label(struct x86_asm *a, unsigned to, struct asm_label *label);
 void asm_jrcxz(struct x86_asm *a, struct asm_label *label); /* rel8: out of reach counts as full */
 void asm_jmp_short(struct x86_asm *a, struct asm_label *label);
 void asm_jcc_short(struct x86_asm *a, enum asm_condition condition, struct asm_label *label);

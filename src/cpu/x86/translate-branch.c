@@ -96,8 +96,11 @@ static void go_there(struct translation *t, unsigned opcode_extension)
                asm_gs_index(TREG_SCRATCH, 8, tjump_offset(t->tlb_mode) + offsetof(struct tjump, host)));
 }
 
-/* i: the instruction at which a target that is not canonical faults; NULL: none. out: where there are requests. */
-static void jump_to_address(struct translation *t, struct tinsn *i)
+/*
+ * i: the instruction at which a target that is not canonical faults; NULL: none. pop: what RET adds to RSP, once it is known that it goes
+ * there. A request leaves as a miss does: the service looks.
+ */
+static void jump_to_address(struct translation *t, struct tinsn *i, unsigned pop)
 {
         struct asm_label hit = { 0 }, out = { 0 };
         struct tsite *site;
@@ -106,12 +109,13 @@ static void jump_to_address(struct translation *t, struct tinsn *i)
         load_go(t);
         asm_jrcxz(t->a, &out);
         probe(t, &hit);
-        /* A request leaves as a miss does: the service looks. */
         asm_bind(t->a, &out);
         site = translate_site(t, TSITE_JUMP, i, &number);
-        site->flags = TFLAGS_HOST;
+        site->size_bytes = (uint8_t)pop;
         translate_stub_here(t, number, TTHUNK_JUMP);
         asm_bind(t->a, &hit);
+        if (pop)
+                asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), (int32_t)pop));
         go_there(t, 4);
 }
 
@@ -127,7 +131,7 @@ static void exit_checked(struct translation *t, uint32_t target, bool backward)
 
         if (!in_page(target)) {
                 load_target(t, target);
-                jump_to_address(t, NULL);
+                jump_to_address(t, NULL, 0);
                 return;
         }
         if (backward) {
@@ -172,7 +176,7 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
         if (!in_page(target)) {
                 asm_jcc(t->a, condition ^ 1, &skip);
                 load_target(t, target);
-                jump_to_address(t, NULL);
+                jump_to_address(t, NULL, 0);
                 asm_bind(t->a, &skip);
                 return;
         }
@@ -207,7 +211,7 @@ static void emit_jmp_indirect(struct translation *t, struct tinsn *i)
 {
         load_indirect(t, i);
         flags_to_host(t);
-        jump_to_address(t, i);
+        jump_to_address(t, i, 0);
 }
 
 /* ---- CALL, RET ---- */
@@ -262,13 +266,25 @@ static void emit_call(struct translation *t, struct tinsn *i)
         return_point(t, i);
 }
 
+/* Canonical addresses have bits 47-63 alike. */
+static void check_canonical(struct translation *t, struct asm_label *not_canonical)
+{
+        asm_mov(t->a, 8, TREG_SCRATCH, TREG_ADDRESS);
+        asm_rr(t->a, 8, 0xc1, 7, TREG_SCRATCH); /* sar */
+        asm_byte(t->a, 47);
+        asm_alu_imm(t->a, 0, 8, TREG_SCRATCH, 1);
+        asm_alu_imm(t->a, 7, 8, TREG_SCRATCH, 1);
+        asm_jcc(t->a, ASM_NBE, not_canonical);
+}
+
 /*
- * The target is looked up before anything is stored: one that is not canonical, or not known, is the interpreter's. Its host address
- * waits in a slot while the stack is looked up.
+ * The target is looked up before anything is stored, since one that is not canonical faults first (by the interpreter). Its host
+ * address waits in a slot while the stack is looked up: that of the jump stub when it is not in the cache.
  */
 static void emit_call_indirect(struct translation *t, struct tinsn *i)
 {
         uint32_t jumps = tjump_offset(t->tlb_mode), retry, number;
+        struct asm_label hit = { 0 }, both = { 0 }, *miss;
         struct tsite *site;
 
         flags_keep(t);
@@ -280,9 +296,18 @@ static void emit_call_indirect(struct translation *t, struct tinsn *i)
         asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.jump_mask)));
         asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
         asm_rm(t->a, 8, 0x03, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, nrip)));
+        asm_jcc_short(t->a, ASM_Z, &hit);
+        asm_load(t->a, 8, TREG_ADDRESS, temp(1));
         site = translate_site(t, TSITE_HANDLER, i, &number);
-        asm_jcc(t->a, ASM_NZ, translate_stub(t, site, number, TTHUNK_HANDLER));
+        check_canonical(t, translate_stub(t, site, number, TTHUNK_HANDLER));
+        site = translate_site(t, TSITE_JUMP, NULL, &number);
+        site->flags = TFLAGS_HOST;
+        miss = translate_stub(t, site, number, TTHUNK_JUMP);
+        asm_lea_label(t->a, TREG_SCRATCH, miss);
+        asm_jmp_short(t->a, &both);
+        asm_bind(t->a, &hit);
         asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, host)));
+        asm_bind(t->a, &both);
         asm_store(t->a, 8, temp(2), TREG_SCRATCH);
         site = memory_look_up_at(t, i, X86_RSP, -8, 8, true);
         site->retry = retry;
@@ -294,17 +319,18 @@ static void emit_call_indirect(struct translation *t, struct tinsn *i)
 
 static void emit_ret(struct translation *t, struct tinsn *i)
 {
+        unsigned pop = 8 + (unsigned)i->insn.imm;
         struct asm_label match = { 0 };
 
         memory_look_up_at(t, i, X86_RSP, 0, 8, false);
         asm_load(t->a, 8, TREG_ADDRESS, memory_operand());
         flags_to_host(t);
-        asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), 8 + (int32_t)i->insn.imm));
         asm_load(t->a, 8, TREG_SCRATCH, asm_at(ASM_RSP, 8));
         asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -shadow_mark(t)));
         asm_jrcxz(t->a, &match);
-        jump_to_address(t, i);
+        jump_to_address(t, i, pop);
         asm_bind(t->a, &match);
+        asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), (int32_t)pop));
         asm_byte(t->a, 0xc3);
 }
 
@@ -341,7 +367,7 @@ temit_fn branch_translate(struct tinsn *i)
         case ZYDIS_MNEMONIC_CALL:
                 emit = i->insn.opsize == 2 ? NULL : direct_or_not(i, emit_call, emit_call_indirect);
                 break;
-        case ZYDIS_MNEMONIC_RET: emit = i->insn.opsize == 8 && i->insn.imm < 0x8000 ? emit_ret : NULL; break;
+        case ZYDIS_MNEMONIC_RET: emit = i->insn.opsize == 8 && i->insn.imm <= UINT8_MAX - 8 ? emit_ret : NULL; break;
         default: break;
         }
         if (!emit)

@@ -72,9 +72,24 @@ int record_next(struct cursor *in, struct record *record, struct err *err)
                 size_t left = cursor_left(in);
 
                 in->bad = true;
-                return err_set(err, -EBADMSG, "record '%s' says %" PRIu32 " bytes, only %zu are there", next.name, body_size, left);
+                return err_set(err, -EBADMSG, "record '%s' says %" PRIu32 " bytes, only %zu are there", next.name, body_size,
+                               left);
         }
         next.body = cursor_sub(in, body_size);
+        *record = next;
+        return 0;
+}
+
+int record_expect(struct cursor *in, const char *name, uint16_t version, struct record *record, struct err *err)
+{
+        struct record next;
+        int r = record_next(in, &next, err);
+
+        if (r < 0)
+                return r;
+        if (strcmp(next.name, name) != 0 || next.version != version)
+                return err_set(err, -EBADMSG, "record '%s' version %u in place of '%s' version %u", next.name, next.version, name,
+                               version);
         *record = next;
         return 0;
 }

@@ -29,5 +29,8 @@ void record_end(struct writer *out, size_t mark);
 /* Reads the next record's header; -ENODATA at a clean end, -EBADMSG when it is cut or its name is not text. */
 int record_next(struct cursor *in, struct record *record, struct err *err) _must_check_;
 
+/* The same, and -EBADMSG when it is another record, or another version of it. */
+int record_expect(struct cursor *in, const char *name, uint16_t version, struct record *record, struct err *err) _must_check_;
+
 /* 0 when the body was read to its end and no field was missing, else -EBADMSG that names the record. */
 int record_finish(const struct record *record, struct err *err) _must_check_;

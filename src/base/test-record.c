@@ -39,6 +39,12 @@ static void round_trip(void **state)
                 assert_int_equal(record_finish(&nested, NULL), -EBADMSG); /* read too far */
         }
         assert_int_equal(record_finish(&record, NULL), 0);
+        {
+                struct cursor again = in;
+
+                assert_int_equal(record_expect(&again, "full", record.version, &record, NULL), -EBADMSG);
+                assert_string_equal(record.name, "machine");
+        }
         assert_int_equal(record_next(&in, &record, NULL), 0);
         assert_string_equal(record.name, "empty");
         assert_int_equal(record_finish(&record, NULL), 0);

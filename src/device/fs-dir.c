@@ -149,16 +149,5 @@ int fs_op_releasedir(struct fs_request *rq)
 
 int fs_op_fsyncdir(struct fs_request *rq)
 {
-        struct fs_handle *handle;
-        struct fuse_fsync_in in;
-        int r;
-
-        if (cursor_get(&rq->args, &in, sizeof(in)) < 0)
-                return -EINVAL;
-        r = fs_handle_get(rq->fs, in.fh, true, &handle);
-        if (r < 0)
-                return r;
-        r = fsync(handle->fd) < 0 ? -errno : 0;
-        fs_handle_put(rq->fs, handle);
-        return r;
+        return fs_sync(rq, true);
 }

@@ -126,7 +126,7 @@ int fs_op_flush(struct fs_request *rq)
         return 0;
 }
 
-int fs_op_fsync(struct fs_request *rq)
+int fs_sync(struct fs_request *rq, bool directory)
 {
         struct fs_handle *handle;
         struct fuse_fsync_in in;
@@ -134,12 +134,17 @@ int fs_op_fsync(struct fs_request *rq)
 
         if (cursor_get(&rq->args, &in, sizeof(in)) < 0)
                 return -EINVAL;
-        r = fs_handle_get(rq->fs, in.fh, false, &handle);
+        r = fs_handle_get(rq->fs, in.fh, directory, &handle);
         if (r < 0)
                 return r;
         r = (in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(handle->fd) : fsync(handle->fd)) < 0 ? -errno : 0;
         fs_handle_put(rq->fs, handle);
         return r;
+}
+
+int fs_op_fsync(struct fs_request *rq)
+{
+        return fs_sync(rq, false);
 }
 
 int fs_op_syncfs(struct fs_request *rq)

@@ -171,6 +171,8 @@ int fs_handle_load(struct fs_server *fs, uint64_t id, struct fs_node *node, int 
 int fs_handle_get(struct fs_server *fs, uint64_t id, bool directory, struct fs_handle **handle) _must_check_;
 void fs_handle_put(struct fs_server *fs, struct fs_handle *handle);
 void fs_handle_release(struct fs_server *fs, uint64_t id);
+/* FSYNC and FSYNCDIR. */
+int fs_sync(struct fs_request *rq, bool directory);
 
 /* --- fs-attr.c --- */
 

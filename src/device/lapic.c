@@ -718,8 +718,6 @@ static int load_body(struct lapic *lapic, struct record *record, struct err *err
         uint32_t index = cursor_le32(&record->body);
         uint64_t base = cursor_le64(&record->body);
 
-        if (strcmp(record->name, "lapic") != 0 || record->version != 1)
-                return err_set(err, -EBADMSG, "record \"%s\" version %u is not that of a local APIC", record->name, record->version);
         if (index != lapic->index)
                 return err_set(err, -EBADMSG, "record of local APIC %u cannot be that of %u", index, lapic->index);
         if ((base & ~(APIC_BASE_ADDRESS | APIC_BASE_ON | APIC_BASE_X2 | APIC_BASE_BSP)) ||
@@ -735,7 +733,7 @@ static int load_body(struct lapic *lapic, struct record *record, struct err *err
 int lapic_load(struct lapic *lapic, struct cursor *in, struct err *err)
 {
         struct record record;
-        int r = record_next(in, &record, err);
+        int r = record_expect(in, "lapic", 1, &record, err);
 
         if (r < 0)
                 return r;

@@ -16,6 +16,8 @@
 #define DESC_F_WRITE 0x0002
 #define DESC_F_INDIRECT 0x0004
 
+struct ring_format;
+
 struct virtqueue {
         /* Set by the transport while the queue is disabled. */
         uint16_t size_max, size;
@@ -24,7 +26,8 @@ struct virtqueue {
         uint64_t desc_gpa, driver_gpa, device_gpa;
 
         /* Fixed while it is enabled. */
-        bool packed, event_idx, indirect;
+        const struct ring_format *format;
+        bool event_idx, indirect;
         uint8_t *desc, *driver, *device; /* the three areas in guest memory; device may be written by us */
 
         /* Positions. Split: free-running indices. Packed: slots, with the wrap counters of §2.8.1. */
@@ -84,34 +87,38 @@ static inline bool ring_passed(uint16_t event, uint16_t now, uint16_t old)
         return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
 }
 
-/* Collects a chain; chain_add() gives 0, or -EBADMSG after virtio_break(). */
+/* Collects a chain. */
 struct chain_builder {
         struct virtio *v;
         unsigned queue;
         struct virtio_chain *chain;
         struct iovec *iov;
         unsigned count;
+        bool in_table;
 };
 
+/*
+ * Adds what one descriptor describes, also all of an indirect table: 1 when its list goes on, 0 when it ends, -EBADMSG after
+ * virtio_break().
+ */
 int chain_add(struct chain_builder *b, const struct virtq_desc *desc);
-/* The indirect table of desc in host memory and its entries; NULL after virtio_break(). */
-const uint8_t *chain_table(struct chain_builder *b, const struct virtq_desc *desc, unsigned *entries);
 /* The device wrote bytes at host, which lies in guest memory. */
 void ring_written(struct virtio *v, const void *host, uint64_t size_bytes);
 
-int split_pop(struct virtio *v, unsigned queue, struct chain_builder *b);
-void split_unpop(struct virtqueue *q, const struct virtio_chain *chain);
-void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written);
-bool split_empty(const struct virtqueue *q);
-bool split_wants_interrupt(const struct virtqueue *q);
-void split_ask(struct virtio *v, struct virtqueue *q, bool notify);
-
-int packed_pop(struct virtio *v, unsigned queue, struct chain_builder *b);
-void packed_unpop(struct virtqueue *q, const struct virtio_chain *chain);
-void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written);
-bool packed_empty(const struct virtqueue *q);
-bool packed_wants_interrupt(const struct virtqueue *q);
-void packed_ask(struct virtio *v, struct virtqueue *q, bool notify);
+/* One of the two formats, for a queue that is enabled. */
+struct ring_format {
+        bool packed;
+        bool (*empty)(const struct virtqueue *q);
+        int (*pop)(struct virtqueue *q, struct chain_builder *b);
+        /* Descriptors of an indirect table through chain_add(). */
+        int (*walk_table)(struct chain_builder *b, const uint8_t *table, unsigned entries);
+        void (*unpop)(struct virtqueue *q, const struct virtio_chain *chain);
+        void (*push)(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written);
+        bool (*wants_interrupt)(const struct virtqueue *q);
+        /* Whether the driver shall notify. */
+        void (*ask)(struct virtio *v, struct virtqueue *q, bool notify);
+};
+extern const struct ring_format split_format, packed_format;
 
 /* Checks size and addresses and maps the rings for v->features; -EINVAL with the reason, and the queue stays disabled. */
 int virtqueue_enable(struct virtio *v, struct virtqueue *q, struct err *err) _must_check_;

@@ -41,24 +41,19 @@ static bool available(const struct virtqueue *q, uint16_t flags)
         return !!(flags & PACKED_F_AVAIL) == q->avail_wrap && !!(flags & PACKED_F_USED) != q->avail_wrap;
 }
 
-bool packed_empty(const struct virtqueue *q)
+static bool packed_empty(const struct virtqueue *q)
 {
         return !available(q, ring_load16_acquire(slot_at(q, q->avail_idx) + 14));
 }
 
 /* §2.8.7: the entries are in order, NEXT means nothing, only WRITE is allowed. */
-static int walk_table(struct chain_builder *b, const uint8_t *table, unsigned entries)
+static int packed_walk_table(struct chain_builder *b, const uint8_t *table, unsigned entries)
 {
         for (unsigned i = 0; i < entries; i++) {
                 const uint8_t *at = table + sizeof(struct virtq_desc) * i;
                 struct virtq_desc desc = copy_desc(at, ring_load16(at + 14));
-                int r;
+                int r = chain_add(b, &desc);
 
-                if (desc.flags & DESC_F_INDIRECT) {
-                        virtio_break(b->v, "queue %u: an indirect table inside another", b->queue);
-                        return -EBADMSG;
-                }
-                r = chain_add(b, &desc);
                 if (r < 0)
                         return r;
         }
@@ -77,22 +72,14 @@ static int walk_ring(struct chain_builder *b, const struct virtqueue *q)
 
                 b->chain->descriptors++;
                 b->chain->head = desc.next;
-                if (desc.flags & DESC_F_INDIRECT) {
-                        unsigned entries;
-                        const uint8_t *table = chain_table(b, &desc, &entries);
-
-                        if (table && (steps || desc.flags & DESC_F_NEXT)) {
-                                /* §2.8.18 */
-                                virtio_break(b->v, "queue %u: an indirect table in a list", b->queue);
-                                return -EBADMSG;
-                        }
-                        return table ? walk_table(b, table, entries) : -EBADMSG;
+                if (steps && desc.flags & DESC_F_INDIRECT) {
+                        /* §2.8.18 */
+                        virtio_break(b->v, "queue %u: an indirect table in a list", b->queue);
+                        return -EBADMSG;
                 }
                 r = chain_add(b, &desc);
-                if (r < 0)
+                if (r <= 0)
                         return r;
-                if (!(desc.flags & DESC_F_NEXT))
-                        return 0;
                 if (++slot == q->size)
                         slot = 0;
         }
@@ -100,13 +87,11 @@ static int walk_ring(struct chain_builder *b, const struct virtqueue *q)
         return -EBADMSG;
 }
 
-int packed_pop(struct virtio *v, unsigned queue, struct chain_builder *b)
+static int packed_pop(struct virtqueue *q, struct chain_builder *b)
 {
-        struct virtqueue *q = v->queue[queue];
         unsigned next;
-        int r;
+        int r = walk_ring(b, q);
 
-        r = walk_ring(b, q);
         if (r < 0)
                 return r;
         next = q->avail_idx + b->chain->descriptors;
@@ -118,7 +103,7 @@ int packed_pop(struct virtio *v, unsigned queue, struct chain_builder *b)
         return 0;
 }
 
-void packed_unpop(struct virtqueue *q, const struct virtio_chain *chain)
+static void packed_unpop(struct virtqueue *q, const struct virtio_chain *chain)
 {
         unsigned back = q->avail_idx + q->size - chain->descriptors;
 
@@ -129,7 +114,7 @@ void packed_unpop(struct virtqueue *q, const struct virtio_chain *chain)
         q->avail_idx = (uint16_t)back;
 }
 
-void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written)
+static void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written)
 {
         uint8_t *at = slot_at(q, q->used_idx);
         unsigned next = q->used_idx + chain->descriptors;
@@ -150,7 +135,7 @@ void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chai
 }
 
 /* §2.8.10: the event is a slot in this or the previous round of the ring. */
-bool packed_wants_interrupt(const struct virtqueue *q)
+static bool packed_wants_interrupt(const struct virtqueue *q)
 {
         uint16_t flags = ring_load16_acquire(q->driver + 2) & 3;
         uint16_t at, event;
@@ -164,7 +149,7 @@ bool packed_wants_interrupt(const struct virtqueue *q)
         return ring_passed(event, q->used_idx, (uint16_t)(q->used_idx - q->unsignalled));
 }
 
-void packed_ask(struct virtio *v, struct virtqueue *q, bool notify)
+static void packed_ask(struct virtio *v, struct virtqueue *q, bool notify)
 {
         uint16_t flags = notify ? EVENT_ENABLE : EVENT_DISABLE;
 
@@ -175,3 +160,14 @@ void packed_ask(struct virtio *v, struct virtqueue *q, bool notify)
         ring_store16_release(q->device + 2, flags);
         ring_written(v, q->device, 4);
 }
+
+const struct ring_format packed_format = {
+        .packed = true,
+        .empty = packed_empty,
+        .pop = packed_pop,
+        .walk_table = packed_walk_table,
+        .unpop = packed_unpop,
+        .push = packed_push,
+        .wants_interrupt = packed_wants_interrupt,
+        .ask = packed_ask,
+};

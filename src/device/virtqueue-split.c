@@ -47,86 +47,52 @@ static struct virtq_desc copy_desc(const uint8_t *table, unsigned index)
         };
 }
 
-bool split_empty(const struct virtqueue *q)
+static bool split_empty(const struct virtqueue *q)
 {
         return ring_load16_acquire(q->driver + 2) == q->avail_idx;
 }
 
-static int walk_table(struct chain_builder *b, const uint8_t *table, unsigned entries)
+/* Follows the links in a table of descriptors, the ring's own or an indirect one; walked counts those of the ring. */
+static int walk(struct chain_builder *b, const uint8_t *table, unsigned entries, unsigned index, uint16_t *walked)
 {
-        unsigned index = 0;
-
         for (unsigned steps = 0; steps < entries; steps++) {
-                struct virtq_desc desc = copy_desc(table, index);
-                int r;
-
-                if (desc.flags & DESC_F_INDIRECT) {
-                        virtio_break(b->v, "queue %u: an indirect table inside another", b->queue);
-                        return -EBADMSG;
-                }
-                r = chain_add(b, &desc);
-                if (r < 0)
-                        return r;
-                if (!(desc.flags & DESC_F_NEXT))
-                        return 0;
-                index = desc.next;
-                if (index >= entries) {
-                        virtio_break(b->v, "queue %u: link to %u in a table of %u", b->queue, index, entries);
-                        return -EBADMSG;
-                }
-        }
-        virtio_break(b->v, "queue %u: a loop in an indirect table", b->queue);
-        return -EBADMSG;
-}
-
-static int walk_ring(struct chain_builder *b, const struct virtqueue *q, unsigned index)
-{
-        for (unsigned steps = 0; steps < q->size; steps++) {
                 struct virtq_desc desc;
                 int r;
 
-                if (index >= q->size) {
-                        virtio_break(b->v, "queue %u: descriptor %u of %u", b->queue, index, q->size);
+                if (index >= entries) {
+                        virtio_break(b->v, "queue %u: descriptor %u of %u", b->queue, index, entries);
                         return -EBADMSG;
                 }
-                desc = copy_desc(q->desc, index);
-                b->chain->descriptors++;
-                if (desc.flags & DESC_F_INDIRECT) {
-                        /* The table may end a chain (§2.7.5.3.2) and has no next (§2.7.5.3.1); its write flag means nothing. */
-                        unsigned entries;
-                        const uint8_t *table = chain_table(b, &desc, &entries);
-
-                        if (table && desc.flags & DESC_F_NEXT) {
-                                virtio_break(b->v, "queue %u: a chain goes on after an indirect table", b->queue);
-                                return -EBADMSG;
-                        }
-                        return table ? walk_table(b, table, entries) : -EBADMSG;
-                }
+                desc = copy_desc(table, index);
+                if (walked)
+                        (*walked)++;
                 r = chain_add(b, &desc);
-                if (r < 0)
+                if (r <= 0)
                         return r;
-                if (!(desc.flags & DESC_F_NEXT))
-                        return 0;
                 index = desc.next;
         }
         virtio_break(b->v, "queue %u: a loop in a chain", b->queue);
         return -EBADMSG;
 }
 
-int split_pop(struct virtio *v, unsigned queue, struct chain_builder *b)
+static int split_walk_table(struct chain_builder *b, const uint8_t *table, unsigned entries)
 {
-        struct virtqueue *q = v->queue[queue];
+        return walk(b, table, entries, 0, NULL);
+}
+
+static int split_pop(struct virtqueue *q, struct chain_builder *b)
+{
         uint16_t idx = ring_load16_acquire(q->driver + 2);
         uint16_t head;
         int r;
 
         if ((uint16_t)(idx - q->avail_idx) > q->size) {
-                virtio_break(v, "queue %u: available index went from %u to %u in a queue of %u", queue, q->avail_idx, idx,
+                virtio_break(b->v, "queue %u: available index went from %u to %u in a queue of %u", b->queue, q->avail_idx, idx,
                              q->size);
                 return -EBADMSG;
         }
         head = ring_load16(avail_ring(q, q->avail_idx));
-        r = walk_ring(b, q, head);
+        r = walk(b, q->desc, q->size, head, &b->chain->descriptors);
         if (r < 0)
                 return r;
         b->chain->head = head;
@@ -134,12 +100,12 @@ int split_pop(struct virtio *v, unsigned queue, struct chain_builder *b)
         return 0;
 }
 
-void split_unpop(struct virtqueue *q, const struct virtio_chain *chain)
+static void split_unpop(struct virtqueue *q, const struct virtio_chain *chain)
 {
         q->avail_idx--;
 }
 
-void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written)
+static void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written)
 {
         uint8_t *entry = q->device + 4 + 8 * (q->used_idx & (q->size - 1));
 
@@ -155,7 +121,7 @@ void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain
 }
 
 /* §2.7.7.2 */
-bool split_wants_interrupt(const struct virtqueue *q)
+static bool split_wants_interrupt(const struct virtqueue *q)
 {
         if (!q->event_idx)
                 return !(ring_load16(avail_flags(q)) & AVAIL_F_NO_INTERRUPT);
@@ -163,7 +129,7 @@ bool split_wants_interrupt(const struct virtqueue *q)
 }
 
 /* §2.7.10: with event index the flags stay 0, and an old avail_event is as good as silence for the next 2^16 buffers. */
-void split_ask(struct virtio *v, struct virtqueue *q, bool notify)
+static void split_ask(struct virtio *v, struct virtqueue *q, bool notify)
 {
         if (!q->event_idx)
                 ring_store16(q->device, notify ? 0 : USED_F_NO_NOTIFY);
@@ -173,3 +139,13 @@ void split_ask(struct virtio *v, struct virtqueue *q, bool notify)
                 return;
         ring_written(v, q->event_idx ? avail_event(q) : q->device, 2);
 }
+
+const struct ring_format split_format = {
+        .empty = split_empty,
+        .pop = split_pop,
+        .walk_table = split_walk_table,
+        .unpop = split_unpop,
+        .push = split_push,
+        .wants_interrupt = split_wants_interrupt,
+        .ask = split_ask,
+};

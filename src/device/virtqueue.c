@@ -51,7 +51,7 @@ void ring_written(struct virtio *v, const void *host, uint64_t size_bytes)
 }
 
 /* Buffers may cross from one region to the next when these touch, so that a descriptor can take more than one iovec. */
-int chain_add(struct chain_builder *b, const struct virtq_desc *desc)
+static int add_buffer(struct chain_builder *b, const struct virtq_desc *desc)
 {
         const struct guest_memory *mem = b->v->host->mem;
         struct virtio_chain *chain = b->chain;
@@ -95,14 +95,18 @@ int chain_add(struct chain_builder *b, const struct virtq_desc *desc)
         return 0;
 }
 
-/* §2.7.5.3, §2.8.7 */
-const uint8_t *chain_table(struct chain_builder *b, const struct virtq_desc *desc, unsigned *entries)
+/* §2.7.5.3, §2.8.7. The table ends its list; its write flag means nothing (§2.7.5.3.2). */
+static int add_table(struct chain_builder *b, const struct virtq_desc *desc)
 {
+        const struct virtqueue *q = b->v->queue[b->queue];
         const uint8_t *table = NULL;
 
-        if (!b->v->queue[b->queue]->indirect) {
-                virtio_break(b->v, "queue %u: an indirect table without the feature", b->queue);
-                return NULL;
+        if (!q->indirect || b->in_table || desc->flags & DESC_F_NEXT) {
+                virtio_break(b->v, "queue %u: an indirect table %s", b->queue,
+                             !q->indirect  ? "without the feature"
+                             : b->in_table ? "inside another"
+                                           : "with more behind it");
+                return -EBADMSG;
         }
         if (desc->length && desc->length % sizeof(struct virtq_desc) == 0 &&
             desc->length / sizeof(struct virtq_desc) <= VIRTIO_CHAIN_MAX)
@@ -110,10 +114,17 @@ const uint8_t *chain_table(struct chain_builder *b, const struct virtq_desc *des
         if (!table) {
                 virtio_break(b->v, "queue %u: bad indirect table of %" PRIu32 " bytes at 0x%" PRIx64, b->queue, desc->length,
                              desc->address);
-                return NULL;
+                return -EBADMSG;
         }
-        *entries = desc->length / sizeof(struct virtq_desc);
-        return table;
+        b->in_table = true;
+        return q->format->walk_table(b, table, (unsigned)(desc->length / sizeof(struct virtq_desc)));
+}
+
+int chain_add(struct chain_builder *b, const struct virtq_desc *desc)
+{
+        int r = desc->flags & DESC_F_INDIRECT ? add_table(b, desc) : add_buffer(b, desc);
+
+        return r < 0 ? r : !!(desc->flags & DESC_F_NEXT);
 }
 
 int virtqueue_pop(struct virtio *v, unsigned queue, struct virtio_iov *storage, struct virtio_chain *chain)
@@ -125,13 +136,13 @@ int virtqueue_pop(struct virtio *v, unsigned queue, struct virtio_iov *storage, 
         if (!virtqueue_ready(v, queue))
                 return 0;
         q = v->queue[queue];
-        if (q->packed ? packed_empty(q) : split_empty(q)) {
+        if (q->format->empty(q)) {
                 if (!q->notifications || !virtqueue_notifications(v, queue, true))
                         return 0;
         }
 
         *chain = (struct virtio_chain){ 0 };
-        r = q->packed ? packed_pop(v, queue, &b) : split_pop(v, queue, &b);
+        r = q->format->pop(q, &b);
         if (r < 0)
                 return r;
         chain->out = storage->iov;
@@ -143,12 +154,8 @@ void virtqueue_unpop(struct virtio *v, unsigned queue, const struct virtio_chain
 {
         struct virtqueue *q = ready_queue(v, queue);
 
-        if (!q)
-                return;
-        if (q->packed)
-                packed_unpop(q, chain);
-        else
-                split_unpop(q, chain);
+        if (q)
+                q->format->unpop(q, chain);
 }
 
 void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain *chain, uint32_t written)
@@ -158,12 +165,8 @@ void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain 
         /* Also when the queue was reset meanwhile: the memory was written all the same. */
         for (unsigned i = 0; i < chain->in_count; i++)
                 ring_written(v, chain->in[i].iov_base, chain->in[i].iov_len);
-        if (!q)
-                return;
-        if (q->packed)
-                packed_push(v, q, chain, written);
-        else
-                split_push(v, q, chain, written);
+        if (q)
+                q->format->push(v, q, chain, written);
 }
 
 void virtqueue_interrupt(struct virtio *v, unsigned queue)
@@ -174,7 +177,7 @@ void virtqueue_interrupt(struct virtio *v, unsigned queue)
                 return;
         /* What was pushed must be seen before what the driver wants is read (§2.7.10, §2.8.10). */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (q->packed ? packed_wants_interrupt(q) : split_wants_interrupt(q))
+        if (q->format->wants_interrupt(q))
                 virtio_pci_queue_interrupt(v, q);
         q->unsignalled = 0;
 }
@@ -187,7 +190,7 @@ bool virtqueue_empty(struct virtio *v, unsigned queue)
         if (!virtqueue_ready(v, queue))
                 return true;
         q = v->queue[queue];
-        return q->packed ? packed_empty(q) : split_empty(q);
+        return q->format->empty(q);
 }
 
 bool virtqueue_notifications(struct virtio *v, unsigned queue, bool enable)
@@ -197,10 +200,7 @@ bool virtqueue_notifications(struct virtio *v, unsigned queue, bool enable)
         if (!q)
                 return false;
         q->notifications = enable;
-        if (q->packed)
-                packed_ask(v, q, enable);
-        else
-                split_ask(v, q, enable);
+        q->format->ask(v, q, enable);
         if (!enable)
                 return false;
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -247,7 +247,7 @@ int virtqueue_enable(struct virtio *v, struct virtqueue *q, struct err *err)
         q->desc = desc;
         q->driver = driver;
         q->device = device;
-        q->packed = packed;
+        q->format = packed ? &packed_format : &split_format;
         q->event_idx = virtio_has(v, VIRTIO_F_RING_EVENT_IDX);
         q->indirect = virtio_has(v, VIRTIO_F_RING_INDIRECT_DESC);
         q->avail_idx = q->used_idx = 0;
@@ -305,18 +305,20 @@ int virtqueue_load(struct virtio *v, struct virtqueue *q, struct cursor *in, str
         saved.notifications = cursor_u8(in);
         if (in->bad)
                 return err_set(err, -EBADMSG, "queue's record is cut");
-        if (saved.packed && (saved.avail_idx >= saved.size || saved.used_idx >= saved.size))
+        if (saved.format && saved.format->packed && (saved.avail_idx >= saved.size || saved.used_idx >= saved.size))
                 return err_set(err, -EBADMSG, "position %u or %u is past the queue's %u slots", saved.avail_idx, saved.used_idx,
                                saved.size);
         *q = saved;
         return 0;
 }
 
-size_t iov_to_buf(const struct iovec *iov, unsigned count, size_t offset, void *to, size_t size_bytes)
+/* Copies between bytes and what iov has from offset on; how many there were. */
+static size_t iov_copy(const struct iovec *iov, unsigned count, size_t offset, uint8_t *bytes, size_t size_bytes, bool to_iov)
 {
         size_t done = 0;
 
         for (unsigned i = 0; i < count && done < size_bytes; i++) {
+                uint8_t *at = (uint8_t *)iov[i].iov_base + offset;
                 size_t part;
 
                 if (offset >= iov[i].iov_len) {
@@ -324,30 +326,21 @@ size_t iov_to_buf(const struct iovec *iov, unsigned count, size_t offset, void *
                         continue;
                 }
                 part = MIN(iov[i].iov_len - offset, size_bytes - done);
-                memcpy((uint8_t *)to + done, (const uint8_t *)iov[i].iov_base + offset, part);
+                memcpy(to_iov ? at : bytes + done, to_iov ? bytes + done : at, part);
                 done += part;
                 offset = 0;
         }
         return done;
 }
 
+size_t iov_to_buf(const struct iovec *iov, unsigned count, size_t offset, void *to, size_t size_bytes)
+{
+        return iov_copy(iov, count, offset, to, size_bytes, false);
+}
+
 size_t buf_to_iov(const struct iovec *iov, unsigned count, size_t offset, const void *from, size_t size_bytes)
 {
-        size_t done = 0;
-
-        for (unsigned i = 0; i < count && done < size_bytes; i++) {
-                size_t part;
-
-                if (offset >= iov[i].iov_len) {
-                        offset -= iov[i].iov_len;
-                        continue;
-                }
-                part = MIN(iov[i].iov_len - offset, size_bytes - done);
-                memcpy((uint8_t *)iov[i].iov_base + offset, (const uint8_t *)from + done, part);
-                done += part;
-                offset = 0;
-        }
-        return done;
+        return iov_copy(iov, count, offset, (uint8_t *)(uintptr_t)from, size_bytes, true);
 }
 
 unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_t size_bytes, struct iovec *out)

@@ -357,12 +357,9 @@ static int software_load(struct accel_vcpu *v, struct cursor *in, struct err *er
 
         if (!state)
                 return err_nomem(err);
-        r = record_next(in, &record, err);
+        r = record_expect(in, RECORD_NAME, RECORD_VERSION, &record, err);
         if (r < 0)
                 return r;
-        if (strcmp(record.name, RECORD_NAME) || record.version != RECORD_VERSION)
-                return err_set(err, -EBADMSG, "record '%s' version %u in place of '%s' version %u", record.name, record.version,
-                               RECORD_NAME, RECORD_VERSION);
         r = x86_state_load(state, &record.body, err);
         if (r < 0)
                 return r;

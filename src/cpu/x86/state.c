@@ -277,13 +277,10 @@ int x86_state_load(struct x86_state *state, struct cursor *in, struct err *err)
 {
         struct x86_state *s _cleanup_free_ = NULL;
         struct record record;
-        int r = record_next(in, &record, err);
+        int r = record_expect(in, "x86-cpu", STATE_VERSION, &record, err);
 
         if (r < 0)
                 return r;
-        if (strcmp(record.name, "x86-cpu") != 0 || record.version != STATE_VERSION)
-                return err_set(err, -EBADMSG, "record \"%s\" version %u is not \"x86-cpu\" version %d", record.name, record.version,
-                               STATE_VERSION);
         if (posix_memalign((void **)&s, _Alignof(struct x86_state), sizeof(*s)) != 0)
                 return err_nomem(err);
         memset(s, 0, sizeof(*s));

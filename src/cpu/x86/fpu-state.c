@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 
+#include "cpu/x86/bytes.h"
 #include "cpu/x86/fpu.h"
 #include "cpu/x86/simd.h"
 
@@ -16,45 +17,6 @@
 
 /* Offsets in the legacy region, SDM vol. 1 table 10-2. */
 enum { FX_FCW = 0, FX_FSW = 2, FX_FTW = 4, FX_FOP = 6, FX_FIP = 8, FX_FDP = 16, FX_MXCSR = 24, FX_MXCSR_MASK = 28, FX_ST = 32, FX_XMM = 160 };
-
-static void put16(uint8_t *at, uint16_t value)
-{
-        memcpy(at, &value, 2);
-}
-
-static void put32(uint8_t *at, uint32_t value)
-{
-        memcpy(at, &value, 4);
-}
-
-static void put64(uint8_t *at, uint64_t value)
-{
-        memcpy(at, &value, 8);
-}
-
-static uint16_t get16(const uint8_t *at)
-{
-        uint16_t value;
-
-        memcpy(&value, at, 2);
-        return value;
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-        uint32_t value;
-
-        memcpy(&value, at, 4);
-        return value;
-}
-
-static uint64_t get64(const uint8_t *at)
-{
-        uint64_t value;
-
-        memcpy(&value, at, 8);
-        return value;
-}
 
 /* The first 24 and the 128 bytes of ST registers; wide: pointers of 64 bits (REX.W). */
 static void put_x87(const struct x86_fpu *fpu, uint8_t *area, bool wide)

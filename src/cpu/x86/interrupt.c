@@ -176,6 +176,16 @@ static struct stack long_stack(struct x86_cpu *cpu, const struct event *e, const
 }
 
 /* Enters the handler: the part that cannot fault. */
+/* The part of the frame that every mode has. */
+static void push_return(struct x86_cpu *cpu, struct stack *stack, const struct event *e)
+{
+        stack_push(cpu, stack, flags_image(cpu, e));
+        stack_push(cpu, stack, cpu->s.seg[X86_CS].selector);
+        stack_push(cpu, stack, e->return_rip);
+        if (e->has_error)
+                stack_push(cpu, stack, e->error);
+}
+
 static void enter_handler(struct x86_cpu *cpu, const struct event *e, const struct gate *gate, const struct x86_segment *cs, uint64_t rip)
 {
         cpu->s.seg[X86_CS] = *cs;
@@ -202,11 +212,7 @@ static void deliver_long(struct x86_cpu *cpu, const struct event *e, const struc
         stack = long_stack(cpu, e, gate, cpl);
         stack_push(cpu, &stack, cpu->s.seg[X86_SS].selector);
         stack_push(cpu, &stack, cpu->s.gpr[X86_RSP]);
-        stack_push(cpu, &stack, flags_image(cpu, e));
-        stack_push(cpu, &stack, cpu->s.seg[X86_CS].selector);
-        stack_push(cpu, &stack, e->return_rip);
-        if (e->has_error)
-                stack_push(cpu, &stack, e->error);
+        push_return(cpu, &stack, e);
         descriptor_set_accessed(cpu, &code);
         cs = descriptor_segment(&code);
         cs.selector = (uint16_t)((cs.selector & ~3u) | cpl);
@@ -274,11 +280,7 @@ static void deliver_legacy(struct x86_cpu *cpu, const struct event *e, const str
                 stack_push(cpu, &stack, cpu->s.seg[X86_SS].selector);
                 stack_push(cpu, &stack, cpu->s.gpr[X86_RSP]);
         }
-        stack_push(cpu, &stack, flags_image(cpu, e));
-        stack_push(cpu, &stack, cpu->s.seg[X86_CS].selector);
-        stack_push(cpu, &stack, e->return_rip);
-        if (e->has_error)
-                stack_push(cpu, &stack, e->error);
+        push_return(cpu, &stack, e);
         descriptor_set_accessed(cpu, &code);
         if (v86)
                 drop_v86_segments(cpu);

@@ -266,21 +266,12 @@ static insn_fn with_mask(struct insn *i, uint64_t mask)
         return ptest;
 }
 
-static bool has_mmx(const struct decoded *d)
-{
-        for (unsigned k = 0; k < d->z->operand_count_visible; k++)
-                if (d->operand[k].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-                    ZydisRegisterGetClass(d->operand[k].reg.value) == ZYDIS_REGCLASS_MMX)
-                        return true;
-        return false;
-}
-
 #define BOTH(name) case ZYDIS_MNEMONIC_##name: case ZYDIS_MNEMONIC_V##name
 #define VEX(name) case ZYDIS_MNEMONIC_V##name
 
 insn_fn simd_bind_lane(struct insn *i, const struct decoded *d)
 {
-        if (has_mmx(d))
+        if (simd_has_mmx(d))
                 return NULL;
         i->imm2 = i->flags & INSN_VEX && d->z->raw.vex.L ? 32 : 16;
         switch (d->z->mnemonic) {

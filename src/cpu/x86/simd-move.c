@@ -351,22 +351,13 @@ HANDLER(movnti_64)
         NEXT;
 }
 
-static bool has_mmx(const struct decoded *d)
-{
-        for (unsigned k = 0; k < d->z->operand_count_visible; k++)
-                if (d->operand[k].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-                    ZydisRegisterGetClass(d->operand[k].reg.value) == ZYDIS_REGCLASS_MMX)
-                        return true;
-        return false;
-}
-
 #define BOTH(name) case ZYDIS_MNEMONIC_##name: case ZYDIS_MNEMONIC_V##name
 
 insn_fn simd_bind_move(struct insn *i, const struct decoded *d)
 {
         bool vex = i->flags & INSN_VEX;
 
-        if (has_mmx(d))
+        if (simd_has_mmx(d))
                 return NULL;
         switch (d->z->mnemonic) {
         BOTH(MOVUPS):

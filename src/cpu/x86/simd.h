@@ -43,6 +43,15 @@ insn_fn fpu_state_bind(struct insn *i, const struct decoded *d);
 
 /* ---- operands ---- */
 
+static inline bool simd_has_mmx(const struct decoded *d)
+{
+        for (unsigned k = 0; k < d->z->operand_count_visible; k++)
+                if (d->operand[k].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                    ZydisRegisterGetClass(d->operand[k].reg.value) == ZYDIS_REGCLASS_MMX)
+                        return true;
+        return false;
+}
+
 static inline union x86_vector *simd_reg(struct x86_cpu *cpu, unsigned n)
 {
         return &cpu->s.fpu.ymm[n];

@@ -7,6 +7,7 @@
  *
  * Source: Intel SDM vol. 3A §7.2 (TSS), §7.3 (task switching, table 7-1 for the checks and their order), §7.6 (16-bit TSS).
  */
+#include "cpu/x86/bytes.h"
 #include "cpu/x86/system.h"
 
 /* The part of a TSS that is dynamic, whichever its size. */
@@ -21,22 +22,6 @@ struct task {
 #define TSS32_BYTES 0x68
 #define TSS16_IP 0x0e
 #define TSS16_BYTES 0x2c
-
-static uint32_t get32(const uint8_t *bytes)
-{
-        uint32_t value;
-
-        memcpy(&value, bytes, 4);
-        return value;
-}
-
-static uint16_t get16(const uint8_t *bytes)
-{
-        uint16_t value;
-
-        memcpy(&value, bytes, 2);
-        return value;
-}
 
 static void read_task(struct x86_cpu *cpu, uint64_t base, bool tss32, struct task *t)
 {

@@ -121,7 +121,8 @@ static void put_pages(struct bare *bare)
 void bare_map(struct bare *bare, uint64_t linear, uint64_t gpa, uint64_t size_bytes, enum bare_pages pages)
 {
         uint64_t rights =
-                PTE_P | PTE_U | PTE_A | PTE_D | (pages == BARE_WRITE ? PTE_W : 0) | (pages == BARE_EXECUTE ? 0 : PTE_NX);
+                (pages == BARE_NONE ? 0 : PTE_P) | (pages == BARE_KERNEL ? 0 : PTE_U) | PTE_A | PTE_D |
+                (pages == BARE_WRITE || pages == BARE_KERNEL ? PTE_W : 0) | (pages == BARE_EXECUTE ? 0 : PTE_NX);
 
         for (uint64_t at = 0; at < size_bytes; at += GUEST_PAGE_SIZE) {
                 uint64_t entry = PD + ((linear + at) >> 21) * 8, table = get64(bare, entry);
@@ -141,6 +142,9 @@ static void put_tables(struct bare *bare)
 {
         put64(bare, GDT + 0x08, UINT64_C(0x00af9b000000ffff));
         put64(bare, GDT + 0x10, UINT64_C(0x00cf93000000ffff));
+        put64(bare, GDT + 0x20, UINT64_C(0x00cffb000000ffff)); /* those of bare_state(), for IRET */
+        put64(bare, GDT + 0x28, UINT64_C(0x00cff3000000ffff));
+        put64(bare, GDT + 0x30, UINT64_C(0x00affb000000ffff));
         for (uint64_t vector = 0; vector < 256; vector++) {
                 uint64_t handler = BARE_LINEAR + HANDLERS + vector * 16;
 
@@ -154,7 +158,7 @@ static void put_tables(struct bare *bare)
         memset(bare->ram + TSS + TSS_IO_MAP_BASE, 0xff, 2);
 }
 
-int bare_new(const char *model, struct bare **out, struct err *err)
+int bare_new_engine(const char *model, enum bare_engine engine, struct bare **out, struct err *err)
 {
         struct bare *bare = calloc(1, sizeof(*bare));
         int r;
@@ -167,6 +171,8 @@ int bare_new(const char *model, struct bare **out, struct err *err)
                 r = guest_memory_add(&bare->mem, 0, BARE_MEMORY, err);
         if (r == 0)
                 r = x86_complex_new(&bare->mem, &bare->complex, err);
+        if (r == 0 && engine == BARE_TRANSLATOR)
+                r = err_set(err, -ENOTSUP, "there is no translator");
         if (r == 0)
                 r = x86_model_init(&bare->model, model, 1, err);
         if (r == 0)
@@ -181,6 +187,11 @@ int bare_new(const char *model, struct bare **out, struct err *err)
         put_tables(bare);
         *out = bare;
         return 0;
+}
+
+int bare_new(const char *model, struct bare **out, struct err *err)
+{
+        return bare_new_engine(model, BARE_INTERPRETER, out, err);
 }
 
 void bare_free(struct bare *bare)
@@ -246,7 +257,7 @@ void bare_state(const struct bare *bare, enum bare_mode mode, struct x86_state *
                         s->seg[n] = flat(mode == BARE_SUPERVISOR ? 0x10 : 0x2b, 3 | X86_ACCESS_DB | dpl);
         s->seg[X86_FS] = s->seg[X86_GS] = (struct x86_segment){ .access = X86_ACCESS_UNUSABLE | dpl };
         s->tr = (struct x86_segment){ .selector = 0x28, .access = 0xb | X86_ACCESS_P, .limit = 0x67, .base = BARE_LINEAR + TSS };
-        s->gdtr = (struct x86_table){ .base = BARE_LINEAR + GDT, .limit = 0x17 };
+        s->gdtr = (struct x86_table){ .base = BARE_LINEAR + GDT, .limit = 0x37 };
         s->idtr = (struct x86_table){ .base = BARE_LINEAR + IDT, .limit = 0xfff };
         s->rflags = X86_FLAG_FIXED;
 }
@@ -266,4 +277,16 @@ int bare_vector(struct bare *bare, struct bare_frame *frame)
         else
                 memcpy(&frame->rip, bare->ram + stack, sizeof(*frame) - sizeof(frame->error_code));
         return (int)vector;
+}
+
+void bare_go_on(struct bare *bare, uint64_t linear)
+{
+        for (uint64_t vector = 0; vector < 256; vector++) {
+                uint64_t behind = HANDLERS + vector * 16 + 1;
+                uint32_t distance = (uint32_t)(linear - (BARE_LINEAR + behind + 5));
+
+                bare->ram[behind] = 0xe9; /* JMP */
+                memcpy(bare->ram + behind + 1, &distance, 4);
+        }
+        guest_memory_written(&bare->mem, HANDLERS, 256 * 16);
 }

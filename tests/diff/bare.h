@@ -14,7 +14,9 @@
 #define BARE_FREE 0x100000u /* physical memory from here on is the caller's */
 
 struct bare;
-int bare_new(const char *model, struct bare **bare, struct err *err) _must_check_;
+enum bare_engine { BARE_INTERPRETER, BARE_TRANSLATOR };
+int bare_new_engine(const char *model, enum bare_engine engine, struct bare **bare, struct err *err) _must_check_;
+int bare_new(const char *model, struct bare **bare, struct err *err) _must_check_; /* BARE_INTERPRETER */
 void bare_free(struct bare *bare);
 
 struct x86_cpu *bare_cpu(struct bare *bare);
@@ -24,8 +26,11 @@ uint8_t *bare_at(struct bare *bare, uint64_t gpa, uint64_t size_bytes);
 /* By enum ZydisISASet: which instruction sets the processor has. */
 const bool *bare_isa_sets(const struct bare *bare);
 
-/* Pages for the user, in the first GiB of linear memory, that may be executed or written but not both. */
-enum bare_pages { BARE_READ, BARE_WRITE, BARE_EXECUTE };
+/*
+ * Pages for the user, in the first GiB of linear memory, that may be executed or written but not both; NONE is not there, KERNEL is not
+ * for the user. What was mapped there may stay in the TLB: INVLPG is the caller's.
+ */
+enum bare_pages { BARE_READ, BARE_WRITE, BARE_EXECUTE, BARE_NONE, BARE_KERNEL };
 void bare_map(struct bare *bare, uint64_t linear, uint64_t gpa, uint64_t size_bytes, enum bare_pages pages);
 
 /* Flat states with paging on: 64-bit at level 0 or 3, 32-bit (compatibility mode) at level 3. Registers are 0. */
@@ -38,3 +43,6 @@ struct bare_frame {
 
 /* The vector that ended x86_cpu_run() with its frame; -1 when it was a HLT of the code itself. */
 int bare_vector(struct bare *bare, struct bare_frame *frame);
+
+/* From now on the supervisor goes on at linear when it is woken from the HLT of an exception. */
+void bare_go_on(struct bare *bare, uint64_t linear);

@@ -17,8 +17,12 @@
 #include <stdio.h>
 #include <time.h>
 
-/* The first is what the others are compared with; the second knows which instruction sets there are. */
-static const struct engine_ops *const engines[] = { &native_ops, &interpreter_ops };
+/*
+ * The first is what the others are compared with; the second knows which instruction sets there are. Those from FIRST_HOT on are slow
+ * and run only when they are named.
+ */
+static const struct engine_ops *const engines[] = { &native_ops, &interpreter_ops, &hot_interpreter_ops };
+#define FIRST_HOT 2
 
 struct options {
         bool sequences, code32, strict;
@@ -106,10 +110,11 @@ static bool run_case(struct diff *d, const struct form *form, bool print)
         d->instructions += d->c.count;
         d->faults += d->outcome[0].vector >= 0;
         for (unsigned n = 1; n < ARRAY_SIZE(engines); n++) {
-                struct pair pair = pair_of(d, n);
+                struct pair pair;
 
                 if (!d->engine[n])
                         continue;
+                pair = pair_of(d, n);
                 d->engine[n]->ops->run(d->engine[n], &d->c, &d->outcome[n]);
                 if (!pair_same(&pair)) {
                         good = false;
@@ -303,7 +308,7 @@ static int set_up(struct diff *d, struct err *err)
         if (interpreter)
                 interpreter_ops.free(interpreter);
         for (unsigned n = 0; n < ARRAY_SIZE(engines) && r == 0 && !o->list; n++)
-                if (n == 0 || !o->engine || !strcmp(o->engine, engines[n]->name))
+                if (n == 0 || (!o->engine && n < FIRST_HOT) || (o->engine && !strcmp(o->engine, engines[n]->name)))
                         r = engines[n]->new (&d->engine[n], o->model, err);
         if (r == 0 && o->code32 && !o->list)
                 r = native_try_code32(d->engine[0], err);

@@ -3,7 +3,8 @@
  *
  * A form (forms.c) is one way to encode one instruction. A case is one form, or a sequence of them, with registers, addressing
  * and immediates chosen, placed somewhere in the code area, and an input image (operands.c, sequence.c). An engine takes a case
- * and gives an outcome: the host's processor (native.c), the interpreter (interpreter.c). compare.c compares two outcomes,
+ * and gives an outcome: the host's processor (native.c), the interpreter (interpreter.c), and
+ * engines of ours with the case hot before it counts (hot.c). compare.c compares two outcomes,
  * diff.c goes round forms and engines.
  *
  * All engines run at privilege level 3, in 64-bit or in 32-bit (compatibility) mode, at the same linear addresses with the same
@@ -186,7 +187,7 @@ struct engine_ops {
         void (*run)(struct engine *engine, const struct diff_case *c, struct outcome *out);
 };
 
-extern const struct engine_ops native_ops, interpreter_ops;
+extern const struct engine_ops native_ops, interpreter_ops, hot_interpreter_ops;
 /* -ENOTSUP when this host runs no 32-bit code. */
 int native_try_code32(struct engine *engine, struct err *err) _must_check_;
 const bool *interpreter_isa_sets(const struct engine *engine);

@@ -186,6 +186,7 @@ temit_fn integer_translate(struct tinsn *i)
         }
         if (!rewritten(i->z.mnemonic) || !operands_general(i) || !host_has(i) || !rewrite_possible(i))
                 return NULL;
-        i->site = i->insn.flags & INSN_MEMORY || i->z.mnemonic == ZYDIS_MNEMONIC_DIV || i->z.mnemonic == ZYDIS_MNEMONIC_IDIV;
+        i->faults = i->z.mnemonic == ZYDIS_MNEMONIC_DIV || i->z.mnemonic == ZYDIS_MNEMONIC_IDIV;
+        i->site = i->insn.flags & INSN_MEMORY || i->faults;
         return emit_rewritten;
 }

@@ -380,11 +380,6 @@ static void store_scratch(struct translation *t, const struct plan *p)
                         guest_store(t, p->field[n].guest, p->field[n].host);
 }
 
-static bool may_fault(const struct tinsn *i)
-{
-        return i->z.mnemonic == ZYDIS_MNEMONIC_DIV || i->z.mnemonic == ZYDIS_MNEMONIC_IDIV;
-}
-
 void emit_rewritten(struct translation *t, struct tinsn *i)
 {
         const uint8_t *bytes = t->source->bytes + (i->insn.start - (t->source->gpa & (GUEST_PAGE_SIZE - 1)));
@@ -404,7 +399,7 @@ void emit_rewritten(struct translation *t, struct tinsn *i)
         if (wanted)
                 flags_to_host(t);
         load_scratch(t, &plan);
-        if (may_fault(i)) {
+        if (i->faults) {
                 struct tsite *fault = translate_site(t, TSITE_FAULT, i, &number);
 
                 fault->patch = translate_here(t);

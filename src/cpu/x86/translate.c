@@ -110,7 +110,7 @@ static void leave_to_handler(struct tinsn *i)
 
 /* ---- lifting ---- */
 
-static void choose(struct tinsn *i)
+static void choose(struct tinsn *i, uint32_t key)
 {
         flags_classify(i);
         i->emit = branch_translate(i);
@@ -119,6 +119,8 @@ static void choose(struct tinsn *i)
                 i->emit = stack_translate(i);
                 if (!i->emit)
                         i->emit = integer_translate(i);
+                if (!i->emit)
+                        i->emit = simd_translate(i, key);
         }
         if (!i->emit)
                 leave_to_handler(i);
@@ -132,13 +134,13 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
 
         memset(i, 0, offsetof(struct tinsn, operand));
         i->emit = NULL;
-        i->site = i->ends = false;
+        i->site = i->ends = i->faults = false;
         i->copy = NULL;
         i->followed = may_follow;
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
                              i->operand) < 0)
                 return false;
-        choose(i);
+        choose(i, t->source->key);
         t->count++;
         return true;
 }

@@ -31,6 +31,7 @@ struct tinsn {
         uint16_t needed_after;
         bool site;           /* it may leave translated code before it is done: all flags must be known then */
         bool ends;           /* nothing of the block comes behind it */
+        bool faults;         /* the host's instruction may raise a signal: TSITE_FAULT */
         bool followed;       /* a direct jump forward in the page may be followed */
         struct insn *copy;   /* what its sites name, made on demand */
 };
@@ -134,6 +135,7 @@ void guest_store(struct translation *t, unsigned guest, unsigned from);
 temit_fn integer_translate(struct tinsn *i);
 temit_fn branch_translate(struct tinsn *i);
 temit_fn stack_translate(struct tinsn *i);
+temit_fn simd_translate(struct tinsn *i, uint32_t key);
 
 /* ---- translate-branch.c ---- */
 

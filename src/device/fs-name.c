@@ -11,10 +11,12 @@
 /* The next name in the arguments, and the directory that the request is on, pinned. */
 static int take_name(struct fs_request *rq, const char **name, struct fs_node **dir)
 {
-        int r;
+        int r = 0;
 
         *name = fs_arg_name(rq, &r);
-        return *name ? fs_pin_dir(rq->fs, rq->header.nodeid, dir) : r;
+        if (!*name)
+                return r < 0 ? r : -EINVAL;
+        return fs_pin_dir(rq->fs, rq->header.nodeid, dir);
 }
 
 int fs_lookup(struct fs_server *fs, struct fs_node *dir, const char *name, struct fuse_entry_out *entry, struct fs_node **found)

@@ -352,7 +352,7 @@ static uint64_t ecam_read(struct pci_bus *bus, uint64_t offset, unsigned size_by
 {
         uint64_t value = 0;
 
-        for (unsigned at = 0, n; at < size_bytes; at += n) {
+        for (unsigned at = 0, n; at < size_bytes && at < sizeof(value); at += n) {
                 n = piece(offset + at, size_bytes - at);
                 value |= (uint64_t)(bus_config_read(bus, (uint32_t)(offset + at), n) & (n < 4 ? (1u << 8 * n) - 1 : UINT32_MAX)) << (8 * at);
         }

@@ -198,7 +198,7 @@ static void load_indirect(struct translation *t, struct tinsn *i)
         unsigned guest = i->insn.reg[0] / 8;
 
         if (i->insn.flags & INSN_MEMORY) {
-                memory_look_up(t, i, 8, false, false);
+                memory_look_up(t, i, 8, false);
                 asm_load(t->a, 8, TREG_ADDRESS, memory_operand());
         } else if (treg_of(guest) == TREG_NONE) {
                 asm_load(t->a, 8, TREG_ADDRESS, guest_slot(guest));

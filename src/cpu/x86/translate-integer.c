@@ -187,6 +187,7 @@ temit_fn integer_translate(struct tinsn *i)
         if (!rewritten(i->z.mnemonic) || !operands_general(i) || !host_has(i) || !rewrite_possible(i))
                 return NULL;
         i->faults = i->z.mnemonic == ZYDIS_MNEMONIC_DIV || i->z.mnemonic == ZYDIS_MNEMONIC_IDIV;
+        i->miss_to_handler = i->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
         i->site = i->insn.flags & INSN_MEMORY || i->faults;
         return emit_rewritten;
 }

@@ -101,7 +101,7 @@ static void emit_index(struct translation *t)
         asm_alu_imm(t->a, 4, 4, TREG_SCRATCH, TLB_ENTRIES - 1);
 }
 
-static void emit_probe(struct translation *t, unsigned size_bytes, bool write, bool aligned, struct asm_label *slow)
+static void emit_probe(struct translation *t, unsigned size_bytes, bool write, struct asm_label *slow)
 {
         uint32_t set = tlb_set_offset(t->tlb_mode);
         uint32_t tags = set + (uint32_t)(write ? offsetof(struct tlb_set, write_tag) : offsetof(struct tlb_set, read_tag));
@@ -110,11 +110,6 @@ static void emit_probe(struct translation *t, unsigned size_bytes, bool write, b
         asm_rm(t->a, 8, 0x33, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, tags)); /* xor */
         asm_alu_imm(t->a, 7, 8, TREG_ADDRESS, (int32_t)(PAGE_BYTES - size_bytes));
         asm_jcc(t->a, ASM_NBE, slow);
-        if (aligned && size_bytes > 1) {
-                asm_rr(t->a, 1, 0xf6, 0, TREG_ADDRESS); /* test */
-                asm_byte(t->a, (uint8_t)(size_bytes - 1));
-                asm_jcc(t->a, ASM_NZ, slow);
-        }
         asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, set + offsetof(struct tlb_set, host)));
 }
 
@@ -133,15 +128,24 @@ static struct tsite *begin(struct translation *t, struct tinsn *i, unsigned size
         return site;
 }
 
-struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write, bool aligned)
+/* A miss is the handler's, which fills the TLB as well. */
+static void miss_to_handler(struct translation *t, struct tsite *site)
+{
+        site->kind = TSITE_HANDLER;
+        t->stub[t->stubs - 1].thunk = TTHUNK_HANDLER;
+}
+
+struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write)
 {
         struct asm_label *slow;
         struct tsite *site = begin(t, i, size_bytes, write, &slow);
 
+        if (i->miss_to_handler)
+                miss_to_handler(t, site);
         offset_to_address(t, &i->insn);
         if (i->insn.seg >= X86_FS)
                 asm_rm(t->a, 8, 0x03, TREG_ADDRESS, segment_base(i->insn.seg));
-        emit_probe(t, size_bytes, write, aligned, slow);
+        emit_probe(t, size_bytes, write, slow);
         return site;
 }
 
@@ -151,12 +155,22 @@ struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned
         struct tsite *site = begin(t, i, size_bytes, write, &slow);
 
         site->stack = guest_base == X86_RSP;
-        if (!site->stack) { /* LEAVE: an address that the site cannot name */
-                site->kind = TSITE_HANDLER;
-                t->stub[t->stubs - 1].thunk = TTHUNK_HANDLER;
-        }
+        if (!site->stack) /* LEAVE: an address that the site cannot name */
+                miss_to_handler(t, site);
         address_sum(t, guest_load(t, guest_base, TREG_ADDRESS), ASM_NONE, 1, disp, 8);
-        emit_probe(t, size_bytes, write, false, slow);
+        emit_probe(t, size_bytes, write, slow);
+        return site;
+}
+
+/* Not aligned: by the handler. */
+struct tsite *memory_want_aligned(struct translation *t, struct tinsn *i, unsigned size_bytes)
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_HANDLER, i, &number);
+
+        asm_rr(t->a, 1, 0xf6, 0, TREG_ADDRESS); /* test */
+        asm_byte(t->a, (uint8_t)(size_bytes - 1));
+        asm_jcc(t->a, ASM_NZ, translate_stub(t, site, number, TTHUNK_HANDLER));
         return site;
 }
 

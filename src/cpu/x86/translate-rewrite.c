@@ -66,7 +66,7 @@ static bool keeps_old_value(const struct tinsn *i, const ZydisDecodedOperand *o)
                i->z.mnemonic == ZYDIS_MNEMONIC_BSR;
 }
 
-/* With a memory operand a bit number counts from there, and XCHG locks. */
+/* With a memory operand a bit number counts from there, XCHG locks, rotations differ in an undefined flag. */
 static bool memory_differs(const struct tinsn *i)
 {
         switch (i->z.mnemonic) {
@@ -75,6 +75,9 @@ static bool memory_differs(const struct tinsn *i)
         case ZYDIS_MNEMONIC_BTR:
         case ZYDIS_MNEMONIC_BTC: return i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE;
         case ZYDIS_MNEMONIC_XCHG: return true;
+        /* OF after a rotation by more than one. */
+        case ZYDIS_MNEMONIC_ROL:
+        case ZYDIS_MNEMONIC_ROR: return !(i->insn.flags & INSN_MEMORY);
         default: return false;
         }
 }
@@ -385,14 +388,16 @@ void emit_rewritten(struct translation *t, struct tinsn *i)
         const uint8_t *bytes = t->source->bytes + (i->insn.start - (t->source->gpa & (GUEST_PAGE_SIZE - 1)));
         bool locked = i->insn.flags & INSN_LOCK || i->z.mnemonic == ZYDIS_MNEMONIC_XCHG ||
                       i->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B, wanted;
-        struct tsite *site = NULL;
+        struct tsite *site = NULL, *aligned = NULL;
         struct plan plan;
         uint32_t number;
 
         if (!make_plan(&plan, i, bytes))
                 abort(); /* it was possible when the block was lifted */
         if (plan.memory)
-                site = memory_look_up(t, i, plan.size_bytes, plan.write, locked);
+                site = memory_look_up(t, i, plan.size_bytes, plan.write);
+        if (plan.memory && locked && plan.size_bytes > 1)
+                aligned = memory_want_aligned(t, i, plan.size_bytes);
         wanted = flags_wanted(t, i) && !(t->places & TPLACE_HOST);
         if (plan.memory)
                 plan.insn.mem = plan.fold || wanted ? memory_fold(t) : memory_operand();
@@ -410,4 +415,6 @@ void emit_rewritten(struct translation *t, struct tinsn *i)
         flags_after(t, i);
         if (site)
                 memory_done(t, site);
+        if (aligned)
+                memory_done(t, aligned);
 }

@@ -38,10 +38,11 @@ static bool operands_native(const struct tinsn *i)
 
                 if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.type != ZYDIS_MEMOP_TYPE_MEM)
                         return false;
-                if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_MMX)
+                if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_MMX ||
+                                                               ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_X87))
                         return false;
         }
-        return true;
+        return i->z.mnemonic != ZYDIS_MNEMONIC_FISTTP; /* Zydis has one of its forms in SSE3 */
 }
 
 static bool enabled(const struct tinsn *i, uint32_t key)
@@ -94,7 +95,9 @@ temit_fn simd_translate(struct tinsn *i, uint32_t key)
         }
         if (!host_has(i) || !operands_native(i) || !enabled(i, key) || !rewrite_possible(i))
                 return NULL;
-        i->faults = arithmetic(i) || wants_alignment(i);
+        i->faults = wants_alignment(i) || arithmetic(i);
+        /* VCVTPS2PH raises its flags even when its store faults. */
+        i->miss_to_handler = wants_alignment(i) || i->z.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH;
         i->site = i->faults || i->insn.flags & INSN_MEMORY;
         return emit_rewritten;
 }

@@ -38,7 +38,7 @@ static void emit_push_immediate(struct translation *t, struct tinsn *i)
 static void emit_push_memory(struct translation *t, struct tinsn *i)
 {
         struct asm_mem temp = asm_gs(offsetof(struct x86_cpu, jit.temp)), at;
-        struct tsite *load = memory_look_up(t, i, 8, false, false), *store;
+        struct tsite *load = memory_look_up(t, i, 8, false), *store;
 
         asm_load(t->a, 8, TREG_SCRATCH, memory_operand());
         asm_store(t->a, 8, temp, TREG_SCRATCH);

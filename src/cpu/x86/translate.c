@@ -134,7 +134,7 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
 
         memset(i, 0, offsetof(struct tinsn, operand));
         i->emit = NULL;
-        i->site = i->ends = i->faults = false;
+        i->site = i->ends = i->faults = i->miss_to_handler = false;
         i->copy = NULL;
         i->followed = may_follow;
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,

@@ -32,6 +32,7 @@ struct tinsn {
         bool site;           /* it may leave translated code before it is done: all flags must be known then */
         bool ends;           /* nothing of the block comes behind it */
         bool faults;         /* the host's instruction may raise a signal: TSITE_FAULT */
+        bool miss_to_handler; /* something comes before the page fault, as #GP for an operand that is not aligned */
         bool followed;       /* a direct jump forward in the page may be followed */
         struct insn *copy;   /* what its sites name, made on demand */
 };
@@ -108,7 +109,9 @@ bool memory_possible(const struct tinsn *i);
  * Makes RBP the offset in the page and RCX the page's host address: the operand is [rcx + rbp]. Flags are kept before. After that
  * `site` is what its slow path names (next must be filled by memory_done()).
  */
-struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write, bool aligned);
+struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write);
+/* Behind a look-up: an operand that is not aligned is the handler's, whose site this is. */
+struct tsite *memory_want_aligned(struct translation *t, struct tinsn *i, unsigned size_bytes);
 /* The same for the stack: at RSP + disp, or at another guest register's address. */
 struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned guest_base, int32_t disp, unsigned size_bytes, bool write);
 /* [rcx + rbp], and that folded into [rbp] so that RCX is free. */

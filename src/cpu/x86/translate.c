@@ -98,11 +98,28 @@ void emit_handler(struct translation *t, struct tinsn *i)
         flags_after_handler(t);
 }
 
+/* What translations depend on may be another behind it, and the handler goes on all the same. */
+static bool changes_key(const struct tinsn *i)
+{
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_STAC:
+        case ZYDIS_MNEMONIC_CLAC:
+        case ZYDIS_MNEMONIC_POPF:
+        case ZYDIS_MNEMONIC_POPFQ:
+        case ZYDIS_MNEMONIC_XSETBV:
+        case ZYDIS_MNEMONIC_WRMSR:
+        case ZYDIS_MNEMONIC_CLTS:
+        case ZYDIS_MNEMONIC_LMSW: return true;
+        case ZYDIS_MNEMONIC_MOV: return i->z.opcode_map == ZYDIS_OPCODE_MAP_0F || i->insn.flags & INSN_ENDS_BLOCK;
+        default: return false;
+        }
+}
+
 static void leave_to_handler(struct tinsn *i)
 {
         i->emit = emit_handler;
         i->site = true;
-        i->ends = i->insn.flags & INSN_ENDS_BLOCK;
+        i->ends = i->insn.flags & INSN_ENDS_BLOCK || changes_key(i);
         i->reads = TFLAGS_ALL;
         i->writes = 0;
         i->changes = TFLAGS_ALL;

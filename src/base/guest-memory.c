@@ -118,7 +118,9 @@ void guest_memory_written(const struct guest_memory *mem, uint64_t gpa, uint64_t
         for (uint64_t page = align_down(gpa, GUEST_PAGE_SIZE); page <= last; page += GUEST_PAGE_SIZE) {
                 _Atomic uint32_t *code = guest_region_code(region, page);
 
-                if (atomic_load_explicit(code, memory_order_acquire) & GUEST_CODE_PRESENT)
-                        atomic_fetch_add_explicit(code, GUEST_CODE_STEP, memory_order_acq_rel);
+                if (!(atomic_load_explicit(code, memory_order_acquire) & GUEST_CODE_PRESENT))
+                        continue;
+                atomic_fetch_add_explicit(code, GUEST_CODE_STEP, memory_order_acq_rel);
+                guest_memory_code_changed(mem, MAX(gpa, page), MIN(last, page + (GUEST_PAGE_SIZE - 1)) - MAX(gpa, page) + 1);
         }
 }

@@ -32,6 +32,9 @@ struct guest_region {
 
 struct guest_memory {
         int fd;
+        /* Called after bytes of a page with code were written; NULL: nobody wants to know. Any thread. */
+        void (*code_changed)(void *ctx, uint64_t gpa, uint64_t size_bytes);
+        void *code_ctx;
         unsigned regions;
         struct guest_region region[GUEST_REGIONS_MAX];
 };
@@ -70,6 +73,20 @@ int guest_memory_write(const struct guest_memory *mem, uint64_t gpa, const void 
 
 /* Must follow every write made through a pointer from guest_memory_at(). Ranges outside memory are ignored. */
 void guest_memory_written(const struct guest_memory *mem, uint64_t gpa, uint64_t size_bytes);
+
+/* Who is told of such writes, beside the raised generation; while no processor runs. */
+static inline void guest_memory_watch(struct guest_memory *mem, void (*changed)(void *ctx, uint64_t gpa, uint64_t size_bytes), void *ctx)
+{
+        mem->code_changed = changed;
+        mem->code_ctx = ctx;
+}
+
+/* By whoever has raised the generation of a page with code. */
+static inline void guest_memory_code_changed(const struct guest_memory *mem, uint64_t gpa, uint64_t size_bytes)
+{
+        if (mem->code_changed)
+                mem->code_changed(mem->code_ctx, gpa, size_bytes);
+}
 
 static inline _Atomic uint32_t *guest_region_code(const struct guest_region *region, uint64_t gpa)
 {

@@ -14,7 +14,7 @@
 
 struct boot_args {
         struct vmm_config config; /* first: the table's offsets are its */
-        int accel, sandbox;       /* indices in the lists of choices */
+        int accel, engine, sandbox;       /* indices in the lists of choices */
         bool net_given;
         unsigned owned_count;
         char *owned[OWNED_MAX];   /* what the fields of --disk and others point into */
@@ -188,6 +188,7 @@ static int set_append(void *into, const char *value, struct err *err)
 #define CONFIG(member) (offsetof(struct boot_args, config) + offsetof(struct vmm_config, member))
 
 static const char *const accels[] = { "auto", "kvm", "software", NULL };
+static const char *const engines[] = { "auto", "translator", "interpreter", "lock-step", NULL };
 static const char *const cpu_models[] = { "max", "x86-64-v1", "x86-64-v2", "x86-64-v3", NULL };
 static const char *const serials[] = { "stdio", "file:", "unix:", "none", NULL };
 static const char *const on_off[] = { "on", "off", NULL };
@@ -211,6 +212,12 @@ static const struct opt boot_options[] = {
           .call = add_share, .repeated = true, .complete = OPT_COMPLETE_DIRECTORY },
         { "accel", "NAME", "what executes guest instructions", OPT_CHOICE, offsetof(struct boot_args, accel), .fallback = "auto",
           .choices = accels },
+        { "cpu-engine", "NAME", "how software processors run guest code: auto and translator make host code of it, lock-step has the "
+          "interpreter check each step", OPT_CHOICE, offsetof(struct boot_args, engine), .fallback = "auto", .choices = engines },
+        { "code-cache", "SIZE", "memory for translated guest code", OPT_SIZE, CONFIG(code_cache_bytes), .fallback = "64M",
+          .min = UINT64_C(4) << 20, .max = UINT64_C(1) << 30 },
+        { "cpu-stats", NULL, "print where the time of software processors went when the machine ends", OPT_FLAG, CONFIG(cpu_stats) },
+        { "perf-map", NULL, "list translated code in /tmp/perf-PID.map, for perf", OPT_FLAG, CONFIG(perf_map) },
         { "serial", "stdio|file:F|unix:F|none", "where the guest's first serial port leads", OPT_CALL, .call = set_serial,
           .fallback = "stdio", .choices = serials },
         { "vsock", "SOCKET[,cid=N]", "a vsock device, served by unix sockets on the host beside SOCKET", OPT_CALL, .call = set_vsock,
@@ -276,6 +283,7 @@ static void boot_prepare(void *into)
 
         args->config.memory_bytes = UINT64_C(512) << 20;
         args->config.cpus = 1;
+        args->config.code_cache_bytes = UINT64_C(64) << 20;
 }
 
 static int boot_run(void *into)
@@ -286,6 +294,7 @@ static int boot_run(void *into)
         int exit_code = VMM_EXIT_FAILED;
 
         config->accel = accels[args->accel];
+        config->cpu_engine = engines[args->engine];
         config->no_sandbox = args->sandbox == 1;
         if (!args->net_given) {
                 if (net_options_parse("user", &config->net[0], &err) < 0) {

@@ -29,6 +29,7 @@ struct code_cache {
         size_t size, region_size;
         unsigned regions, current;
         size_t used[REGIONS_MAX]; /* bytes of each region */
+        size_t kept;              /* of the first one, for good */
 };
 
 static int map_twice(struct code_cache *cache, int fd, struct err *err)
@@ -149,6 +150,11 @@ void code_cache_commit(struct code_cache *cache, uint32_t offset, size_t used_by
         cache->used[cache->current] = offset - cache->current * cache->region_size + used_bytes;
 }
 
+void code_cache_keep(struct code_cache *cache)
+{
+        cache->kept = cache->used[0];
+}
+
 void code_cache_next_region(const struct code_cache *cache, uint32_t *from, uint32_t *to)
 {
         unsigned next = (cache->current + 1) % cache->regions;
@@ -160,5 +166,5 @@ void code_cache_next_region(const struct code_cache *cache, uint32_t *from, uint
 void code_cache_advance(struct code_cache *cache)
 {
         cache->current = (cache->current + 1) % cache->regions;
-        cache->used[cache->current] = 0;
+        cache->used[cache->current] = cache->current ? 0 : cache->kept;
 }

@@ -30,6 +30,8 @@ bool code_cache_holds(const struct code_cache *cache, uintptr_t rx, uint32_t *of
  */
 int code_cache_reserve(struct code_cache *cache, size_t max_bytes, uint32_t *offset) _must_check_;
 void code_cache_commit(struct code_cache *cache, uint32_t offset, size_t used_bytes);
+/* What has been committed of the first region so far is never emptied. */
+void code_cache_keep(struct code_cache *cache);
 /* The region that will be emptied next, [*from, *to): its owner drops what is there, then calls code_cache_advance(). */
 void code_cache_next_region(const struct code_cache *cache, uint32_t *from, uint32_t *to);
 void code_cache_advance(struct code_cache *cache);

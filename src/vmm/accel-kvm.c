@@ -351,7 +351,7 @@ static void ignore_signal(int number)
 {
 }
 
-static int kvm_new(struct device_host *host, unsigned count, const char *cpu_model, struct accel **accel, struct err *err)
+static int kvm_new(struct device_host *host, unsigned count, const struct accel_options *options, struct accel **accel, struct err *err)
 {
         struct sigaction action = { .sa_handler = ignore_signal };
         struct kvm *kvm = calloc(1, sizeof(*kvm));
@@ -369,7 +369,7 @@ static int kvm_new(struct device_host *host, unsigned count, const char *cpu_mod
         }
         for (unsigned i = 0; i < count; i++)
                 kvm->vcpu[i].fd = -1;
-        r = make_all(kvm, cpu_model, err);
+        r = make_all(kvm, options->cpu_model, err);
         if (r < 0) {
                 kvm_free(&kvm->accel);
                 return r;

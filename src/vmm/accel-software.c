@@ -14,8 +14,10 @@
 #include <stdatomic.h>
 #include <x86intrin.h>
 
+#include "base/log.h"
 #include "cpu/x86/cpuid.h"
 #include "cpu/x86/x86.h"
+
 #include "device/board.h"
 #include "device/lapic.h"
 #include "vmm/accel.h"
@@ -451,12 +453,38 @@ static int make_vcpu(struct software *software, unsigned index, struct err *err)
         return 0;
 }
 
-static int make_all(struct software *software, const char *cpu_model, struct err *err)
+#define CODE_CACHE_BYTES (UINT64_C(64) << 20)
+
+/* "auto" is content with the interpreter where the host does not let code be made. */
+static int make_translator(struct software *software, const struct accel_options *options, struct err *err)
 {
-        int r = x86_model_init(&software->model, cpu_model ? cpu_model : "max", software->count, err);
+        const char *engine = options->cpu_engine ? options->cpu_engine : "auto";
+        const struct translator_options translator = {
+                .cache_bytes = options->code_cache_bytes ? options->code_cache_bytes : CODE_CACHE_BYTES,
+                .perf_map = options->perf_map,
+                .lock_step = !strcmp(engine, "lock-step"),
+        };
+        struct err why = ERR_INIT;
+        int r;
+
+        if (!strcmp(engine, "interpreter") || !strcmp(engine, "auto")) /* the translator has to prove itself first */
+                return 0;
+        r = x86_complex_translate(software->complex, &translator, &why);
+        if (r < 0 && !strcmp(engine, "auto")) {
+                log_warning("no translator (%s): guest code is interpreted, many times slower", why.text);
+                return 0;
+        }
+        return r < 0 ? err_set(err, r, "%s", why.text) : 0;
+}
+
+static int make_all(struct software *software, const struct accel_options *options, struct err *err)
+{
+        int r = x86_model_init(&software->model, options->cpu_model ? options->cpu_model : "max", software->count, err);
 
         if (r >= 0)
                 r = x86_complex_new(software->host->mem, &software->complex, err);
+        if (r >= 0)
+                r = make_translator(software, options, err);
         if (r >= 0)
                 r = lapic_bus_new(software->host, software->count, software->model.tsc_frequency_hz, &software->lapics, err);
         if (r < 0)
@@ -470,7 +498,7 @@ static int make_all(struct software *software, const char *cpu_model, struct err
         return 0;
 }
 
-static int software_new(struct device_host *host, unsigned count, const char *cpu_model, struct accel **accel, struct err *err)
+static int software_new(struct device_host *host, unsigned count, const struct accel_options *options, struct accel **accel, struct err *err)
 {
         struct software *software = calloc(1, sizeof(*software));
         int r;
@@ -485,7 +513,7 @@ static int software_new(struct device_host *host, unsigned count, const char *cp
                 return err_nomem(err);
         }
         software->count = count;
-        r = make_all(software, cpu_model, err);
+        r = make_all(software, options, err);
         if (r < 0) {
                 software_free(&software->accel);
                 return r;

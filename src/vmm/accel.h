@@ -27,6 +27,14 @@ enum vcpu_exit {
         VCPU_EXIT_FAILED,    /* the accelerator cannot go on; err says why */
 };
 
+/* What a machine's description says about its processors. */
+struct accel_options {
+        const char *cpu_model;     /* NULL: "max" */
+        const char *cpu_engine;    /* software: "auto" (also NULL), "translator", "interpreter", "lock-step" */
+        uint64_t code_cache_bytes; /* software: of translated code; 0: the default */
+        bool perf_map;             /* software: list translated code for perf */
+};
+
 struct accel_ops {
         const char *name; /* "kvm", "software" */
         const char *text; /* one line for help and doctor */
@@ -41,7 +49,7 @@ struct accel_ops {
          * ->mem, ->loop and ->timers are there. Guest memory has all its regions; a KVM slot is made for each. The clocks stand
          * until resume.
          */
-        int (*new)(struct device_host *host, unsigned count, const char *cpu_model, struct accel **accel, struct err *err);
+        int (*new)(struct device_host *host, unsigned count, const struct accel_options *options, struct accel **accel, struct err *err);
         /* No vCPU runs any more. */
         void (*free)(struct accel *accel);
         /* device_host.doorbell; any thread. */
@@ -73,6 +81,8 @@ struct accel_ops {
         void (*resume)(struct accel *accel);
         /* Guest instructions executed so far, 0 when not counted. Any thread. */
         uint64_t (*instructions)(struct accel_vcpu *vcpu);
+        /* Where a vCPU's time went, in lines for a person, or for vcpu NULL what they share; NULL: nothing to say. Any thread. */
+        void (*stats)(struct accel *accel, struct accel_vcpu *vcpu, char *text, size_t size_bytes);
 };
 
 #define VCPU_KICK_SIGNAL SIGUSR1 /* blocked in every thread but while a vCPU runs in the kernel */

@@ -1,5 +1,6 @@
 #include "vmm/confine.h"
 
+#include <asm/prctl.h>
 #include <asm/termbits.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -44,6 +45,8 @@ static const struct syscall_rule vcpu_rules[] = {
         ALLOW(close), ALLOW(epoll_ctl), /* the sockets of vsock connections */
         ALLOW(rseq),
         ALLOW(set_robust_list),
+        ALLOW_IF(arch_prctl, 0, UINT64_MAX, ARCH_SET_GS), /* translated code, on processors without WRGSBASE */
+        ALLOW(rt_sigaction), /* a crash in translated code: the standard action comes back */
 };
 
 /* The loop and its pool: disks, shared directories, consoles, unix sockets, the network process's socket. */
@@ -54,6 +57,7 @@ static const struct syscall_rule rules[] = {
         ALLOW(epoll_wait), ALLOW(epoll_pwait), ALLOW(epoll_pwait2), ALLOW(epoll_ctl), ALLOW(epoll_create1), ALLOW(poll), ALLOW(ppoll),
         ALLOW(timerfd_create), ALLOW(timerfd_settime), ALLOW(eventfd2), ALLOW(pipe2), ALLOW(rt_sigaction), ALLOW_OWN_PID(tgkill, 0), ALLOW(fcntl),
         /* a thread's own, shorter list: a filter can only take away */
+        ALLOW_IF(arch_prctl, 0, UINT64_MAX, ARCH_SET_GS),
         ALLOW(seccomp), ALLOW_IF(prctl, 0, UINT64_MAX, PR_SET_NO_NEW_PRIVS), ALLOW_IF(prctl, 0, UINT64_MAX, PR_GET_NO_NEW_PRIVS),
         /* threads: the flags of a process (no CLONE_THREAD) or of a namespace do not pass */
         ALLOW_IF(clone, 0, CLONE_THREAD | CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP,

@@ -72,7 +72,13 @@ static int make_board(struct machine *machine, struct err *err)
                 .window64 = machine->layout.window64,
                 .window64_size = machine->layout.window64_size,
         };
-        int r = machine->ops->new (&machine->host, machine->config.cpus, machine->config.cpu_model, &machine->accel, err);
+        const struct accel_options options = {
+                .cpu_model = machine->config.cpu_model,
+                .cpu_engine = machine->config.cpu_engine,
+                .code_cache_bytes = machine->config.code_cache_bytes,
+                .perf_map = machine->config.perf_map,
+        };
+        int r = machine->ops->new (&machine->host, machine->config.cpus, &options, &machine->accel, err);
 
         if (r >= 0)
                 r = board_new(&machine->host, &config, &machine->board, err);

@@ -56,6 +56,10 @@ struct vmm_config {
         uint64_t memory_bytes; /* 0: 512 MiB */
         unsigned cpus;         /* 0: 1 */
         const char *cpu_model; /* NULL: "max" */
+        const char *cpu_engine;    /* of software processors: NULL or "auto", "translator", "interpreter", "lock-step" */
+        uint64_t code_cache_bytes; /* of translated code; 0: 64 MiB */
+        bool cpu_stats;            /* print where the processors' time went when the machine ends */
+        bool perf_map;             /* /tmp/perf-PID.map for perf */
         const char *accel;     /* NULL or "auto", "kvm", "software" */
         enum vmm_serial serial;
         const char *serial_path; /* of FILE and UNIX */

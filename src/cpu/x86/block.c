@@ -174,6 +174,7 @@ static struct x86_block *block_decode(struct x86_cpu *cpu, uint64_t rip, struct 
         memset(block, 0, sizeof(*block));
         block->gpa = source->gpa;
         block->mode_key = cpu->mode_key;
+        block->heat = cpu->translator && cpu->mode64 ? BLOCK_HEAT : BLOCK_HEAT_NEVER;
         block->code = source->host ? code_word(cpu, source->gpa) : &cache->no_code;
         block->generation = source->host ? source->generation : 1; /* never fresh */
         decode_straight(cpu, block, rip, bytes, size, most);
@@ -296,7 +297,20 @@ const struct insn *block_enter(struct x86_cpu *cpu)
         uint64_t rip = cpu->s.rip;
         struct x86_block *block = block_known(cpu, rip);
 
-        return block_begin(cpu, block ? block : find_and_remember(cpu, rip), rip);
+        if (!block)
+                block = find_and_remember(cpu, rip);
+        /* The run loop has looked already: interpreted all the same, and not asked about again soon. */
+        if (!block_cool(block))
+                block->heat = cpu->translator ? BLOCK_HEAT : BLOCK_HEAT_NEVER;
+        return block_begin(cpu, block, rip);
+}
+
+uint32_t *block_heat(struct x86_cpu *cpu, uint64_t gpa)
+{
+        for (struct x86_block *block = *hash_at(cpu->blocks, gpa, cpu->mode_key); block; block = block->next)
+                if (block->gpa == gpa && block->mode_key == cpu->mode_key && !block->dead)
+                        return &block->heat;
+        return NULL;
 }
 
 const struct insn *block_leave(struct x86_cpu *cpu, uint64_t rip)
@@ -308,10 +322,13 @@ const struct insn *block_leave(struct x86_cpu *cpu, uint64_t rip)
 
 const struct insn *block_jump_slow(struct x86_cpu *cpu, uint64_t rip)
 {
+        struct x86_block *to;
+
         block_leave(cpu, rip);
         if (block_interrupted(cpu) || cpu->mode_key & MODE_STEP)
                 return NULL;
-        return block_begin(cpu, find_and_remember(cpu, rip), rip);
+        to = find_and_remember(cpu, rip);
+        return block_cool(to) ? block_begin(cpu, to, rip) : NULL;
 }
 
 const struct insn *block_follow_slow(struct x86_cpu *cpu, enum block_way way, uint64_t rip)
@@ -328,7 +345,7 @@ const struct insn *block_follow_slow(struct x86_cpu *cpu, enum block_way way, ui
         to = block_find(cpu, rip);
         if (!to->crosses && epoch == cpu->blocks->epoch && to->mode_key == from->mode_key)
                 from->link[way] = to;
-        return block_begin(cpu, to, rip);
+        return block_cool(to) ? block_begin(cpu, to, rip) : NULL;
 }
 
 /* ---- code that changes under way ---- */

@@ -28,6 +28,7 @@ struct x86_block {
         const _Atomic uint32_t *code;  /* the page's generation word */
         uint32_t generation;           /* what it must be */
         uint32_t mode_key;
+        uint32_t heat;                 /* times it is still entered before it is worth translating; 0: the run loop shall look */
         struct x86_block *link[2];     /* BLOCK_TAKEN, BLOCK_ON */
         struct x86_block *next;        /* in the hash chain */
         uint8_t *bytes;                /* the guest's, as decoded */
@@ -40,6 +41,22 @@ struct x86_block {
         const _Atomic uint32_t *second_code;
         struct insn insn[];            /* the last one leaves the block when nothing before did */
 };
+
+/* Blocks are translated once they were entered so often, and those that cannot be are left alone. */
+#define BLOCK_HEAT 16u
+#define BLOCK_HEAT_NEVER UINT32_MAX
+
+/* The heat of the block that was decoded at gpa for the mode as it is; NULL: there is none. */
+uint32_t *block_heat(struct x86_cpu *cpu, uint64_t gpa);
+
+/* Counts entering it; false: it is due for translation. */
+static inline bool block_cool(struct x86_block *block)
+{
+        if (unlikely(!block->heat))
+                return false;
+        block->heat--;
+        return true;
+}
 
 enum block_way { BLOCK_TAKEN, BLOCK_ON };
 
@@ -107,7 +124,7 @@ static inline const struct insn *block_take(struct x86_cpu *cpu, const struct in
 {
         struct x86_block *to = cpu->block->link[BLOCK_TAKEN];
 
-        if (likely(to && block_fresh(to) && !block_interrupted(cpu)))
+        if (likely(to && block_fresh(to) && !block_interrupted(cpu) && block_cool(to)))
                 return block_begin(cpu, to, cpu->s.gpr[GPR_BLOCK] + i->imm);
         return block_follow_slow(cpu, BLOCK_TAKEN, block_target(cpu, i));
 }
@@ -116,7 +133,7 @@ static inline const struct insn *block_go_on(struct x86_cpu *cpu, const struct i
 {
         struct x86_block *to = cpu->block->link[BLOCK_ON];
 
-        if (likely(to && block_fresh(to) && !block_interrupted(cpu)))
+        if (likely(to && block_fresh(to) && !block_interrupted(cpu) && block_cool(to)))
                 return block_begin(cpu, to, cpu->s.gpr[GPR_BLOCK] + i->end);
         return block_follow_slow(cpu, BLOCK_ON, insn_rip(cpu, i->end));
 }
@@ -148,7 +165,7 @@ static inline const struct insn *block_go(struct x86_cpu *cpu, uint64_t rip)
 {
         struct x86_block *to = block_known(cpu, rip);
 
-        if (likely(to && !block_interrupted(cpu)))
+        if (likely(to && !block_interrupted(cpu) && block_cool(to)))
                 return block_begin(cpu, to, rip);
         return block_jump_slow(cpu, rip);
 }

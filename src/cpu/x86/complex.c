@@ -19,14 +19,14 @@
  * the other. The mutex is for sleeping only.
  */
 #include "cpu/x86/system.h"
+#include "cpu/x86/translator.h"
 
 #include <errno.h>
 #include <pthread.h>
 
-#define COMPLEX_CPUS_MAX 256
-
 struct x86_complex {
         struct guest_memory *mem;
+        struct translator *translator; /* NULL: processors interpret */
         pthread_mutex_t alone_lock; /* held by the one that is alone */
         pthread_mutex_t lock;       /* for changed */
         pthread_cond_t changed;     /* alone ended, someone left or flushed */
@@ -55,10 +55,33 @@ void x86_complex_free(struct x86_complex *complex)
 {
         if (!complex)
                 return;
+        translator_free(complex->translator);
         pthread_mutex_destroy(&complex->alone_lock);
         pthread_mutex_destroy(&complex->lock);
         pthread_cond_destroy(&complex->changed);
         free(complex);
+}
+
+int x86_complex_translate(struct x86_complex *complex, const struct translator_options *options, struct err *err)
+{
+        return translator_new(complex, options, &complex->translator, err);
+}
+
+struct translator *complex_translator(const struct x86_complex *complex)
+{
+        return complex->translator;
+}
+
+struct x86_cpu *complex_cpu(const struct x86_complex *complex, unsigned index)
+{
+        return index < COMPLEX_CPUS_MAX ? __atomic_load_n(&complex->cpu[index], __ATOMIC_RELAXED) : NULL;
+}
+
+/* Sets a bit that the other one looks at soon. */
+static void ask(struct x86_cpu *other, uint32_t request)
+{
+        atomic_fetch_or(&other->requests, request);
+        atomic_store(&other->jit.go, 0);
 }
 
 struct guest_memory *complex_memory(const struct x86_complex *complex)
@@ -187,7 +210,7 @@ void complex_exclusive_begin(struct x86_cpu *cpu)
 
                 if (!other || other == cpu)
                         continue;
-                atomic_fetch_or(&other->requests, X86_REQUEST_PAUSE);
+                ask(other, X86_REQUEST_PAUSE);
                 wait_for(c, other, false);
         }
         cpu->alone = true;
@@ -224,7 +247,7 @@ void complex_drop_writers(struct x86_cpu *cpu, uint64_t gpa)
 
                 if (!other || other == cpu || !mmu_holds_write_tag(other, gpa))
                         continue;
-                atomic_fetch_or(&other->requests, X86_REQUEST_FLUSH);
+                ask(other, X86_REQUEST_FLUSH);
                 complex_leave(cpu);
                 wait_for(c, other, true);
                 complex_enter(cpu);

@@ -27,6 +27,9 @@ enum tlb_mode {
 #define TLB_BITS 12 /* at most 12: struct tlb_used has one summary word */
 #define TLB_ENTRIES (1u << TLB_BITS)
 
+/* Low bit of an entry's gpa or flags: a global page. */
+#define TLB_GLOBAL 1u
+
 struct tlb_set {
         uint64_t read_tag[TLB_ENTRIES];
         uint64_t write_tag[TLB_ENTRIES];
@@ -92,10 +95,11 @@ struct lazy_flags {
 
 /*
  * What translated code reaches at fixed places relative to GS (docs/translator.md). A jump cache entry holds the linear address
- * negated, so that MOV, LEA, JRCXZ compare without flags; host 0 never matches since nrip is then 1, which no canonical address has.
+ * negated, so that MOV, LEA, JRCXZ compare without flags; that of an empty one is far from any canonical address.
  * There is a jump cache for each tlb_mode a block may be translated for: which one a jump looks into is known when translating.
  */
 #define TJUMP_BITS 12
+#define TJUMPS_FILLED 512u
 struct tjump {
         uint64_t nrip;
         uint64_t host;
@@ -107,18 +111,30 @@ struct x86_jit {
         uint16_t host_flags;        /* the same of the host's flags when code was left for a service, and what it goes on with */
         uint32_t site;              /* the site being served, for translator_recover(); 0: none */
         uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */
-        uint8_t upper_halves;       /* loading them: some upper half is not 0 */
+        bool flags_pending;         /* the flags before the instruction at site are not in cpu->lazy yet */
+        bool exec_replaced[2];      /* of the supervisor's, the user's exec TLB: a jump cache may hold pages that it does not */
+        bool local_jumps;           /* a supervisor jump cache holds pages that are not global */
         bool interpret;             /* the run loop interprets the block at s.rip, translated or not */
         uint64_t tlb_mask;          /* the bits of a linear address that index the TLB */
         uint64_t jump_mask;         /* the same for the jump cache */
         uint64_t c_rsp;             /* where helpers run */
         uint64_t rsp;               /* the shadow stack while a service runs */
         uint64_t resume;            /* where a service goes on */
+        _Atomic uint64_t inside;    /* translator's epoch when this processor last began to use blocks; 0: uses none */
+        uint64_t seen;              /* the epoch its jump caches are from */
         struct x86_cpu *self;
+        uint32_t host_mxcsr;        /* for C code */
+        uint16_t jumps_filled[3];   /* of jump[]: what has been entered since it was empty, past TJUMPS_FILLED: all of it */
+        uint16_t jump_filled[3][TJUMPS_FILLED];
         uint64_t shadow_base;       /* RSP with an empty shadow stack */
         uint64_t user_shadow;       /* RSP when the user called the kernel; 0: none */
         uint64_t temp[4];           /* for emitted sequences */
-        uint64_t counted;           /* exits and the like: translator.c */
+        uint32_t jump_key;          /* what of translation_key() the jump caches are for */
+        /* Counts for --cpu-stats. */
+        uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale;
+        uint64_t guest_ticks, translate_ticks;
+        void *shadow_map, *signal_stack; /* mappings */
+        size_t shadow_map_size;
         struct tjump jump[3][1u << TJUMP_BITS]; /* by tlb_mode: TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP, TLB_USER */
 };
 
@@ -183,6 +199,9 @@ struct x86_cpu {
         struct paravirt *paravirt;  /* paravirt.c */
         _Atomic uint32_t wake;      /* futex of x86_cpu_wait() */
 };
+
+/* Those of x86_cpu.requests that the run loop would act on as things are (engine.c). */
+uint32_t x86_request_mask(const struct x86_cpu *cpu);
 
 /* ---- faults (interrupt.c) ---- */
 
@@ -320,6 +339,14 @@ void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_byt
 /* For fetching code: guest physical address and host pointer of linear; raises #PF. host NULL when it is not RAM. */
 uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host);
 
+/* The translation for fetching that is there already, or NULL. */
+static inline const struct tlb_exec_entry *mmu_fetch_cached(const struct x86_cpu *cpu, uint64_t linear)
+{
+        const struct tlb_exec_entry *e = &cpu->tlb_exec[cpu->cpl == 3][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
+
+        return e->tag == (linear & ~(GUEST_PAGE_SIZE - 1)) ? e : NULL;
+}
+
 static inline uint64_t mmu_fetch(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host)
 {
         const struct tlb_exec_entry *e = &cpu->tlb_exec[cpu->cpl == 3][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
@@ -354,6 +381,12 @@ int mmu_translate_debug(struct x86_cpu *cpu, uint64_t linear, uint64_t *gpa);
 /* Loads the four PDPTE registers from CR3 (PAE paging, SDM vol. 3A §4.4.1); false when a reserved bit is set. */
 bool mmu_load_pdpte(struct x86_cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr4);
 
+/*
+ * Enters the translation for a data access into the TLB, or raises what the access would: whether tlb_find() has it now. Not when it
+ * crosses a page, is not RAM, or writes a page with code.
+ */
+bool mmu_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
+
 void mmu_flush(struct x86_cpu *cpu, bool global_too);
 void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
 
@@ -362,6 +395,7 @@ void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
 /* x86_cpu_new() and _free(): a place in the complex, its memory, an empty TLB; -EEXIST, -ENOSPC. */
 int complex_add(struct x86_cpu *cpu, struct err *err) _must_check_;
 void complex_remove(struct x86_cpu *cpu);
+struct translator *complex_translator(const struct x86_complex *complex);
 struct guest_memory *complex_memory(const struct x86_complex *complex);
 
 /*

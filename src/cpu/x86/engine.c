@@ -24,6 +24,7 @@
 #include "cpu/x86/block.h"
 #include "cpu/x86/flags.h"
 #include "cpu/x86/paravirt.h"
+#include "cpu/x86/translator.h"
 
 int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_model *model, const struct x86_platform *platform,
                 void *ctx, struct x86_cpu **out, struct err *err)
@@ -46,7 +47,10 @@ int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_mo
                 free(cpu);
                 return r;
         }
-        r = block_cache_new(cpu, err);
+        cpu->translator = complex_translator(complex);
+        r = translator_cpu_new(cpu, err);
+        if (r == 0)
+                r = block_cache_new(cpu, err);
         if (r == 0)
                 r = paravirt_new(cpu, err);
         if (r < 0) {
@@ -66,6 +70,7 @@ void x86_cpu_free(struct x86_cpu *cpu)
         complex_remove(cpu);
         paravirt_free(cpu);
         block_cache_free(cpu->blocks);
+        translator_cpu_free(cpu);
         free(cpu);
 }
 
@@ -77,7 +82,7 @@ static bool interrupts_open(const struct x86_cpu *cpu)
 }
 
 /* The requests that boundary() would act on in this state. */
-static uint32_t request_mask(const struct x86_cpu *cpu)
+uint32_t x86_request_mask(const struct x86_cpu *cpu)
 {
         uint32_t mask = X86_REQUEST_INIT | X86_REQUEST_EXIT | X86_REQUEST_FLUSH | X86_REQUEST_PAUSE;
 
@@ -97,6 +102,7 @@ static uint32_t request_mask(const struct x86_cpu *cpu)
 void x86_cpu_request(struct x86_cpu *cpu, uint32_t requests)
 {
         atomic_fetch_or(&cpu->requests, requests);
+        atomic_store(&cpu->jit.go, 0);
         if (atomic_exchange(&cpu->wake, 0))
                 syscall(SYS_futex, &cpu->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
@@ -109,7 +115,7 @@ void x86_cpu_sipi(struct x86_cpu *cpu, uint8_t vector)
 
 void x86_cpu_wait(struct x86_cpu *cpu)
 {
-        uint32_t ends = request_mask(cpu) & ~(uint32_t)(X86_REQUEST_FLUSH | X86_REQUEST_PAUSE);
+        uint32_t ends = x86_request_mask(cpu) & ~(uint32_t)(X86_REQUEST_FLUSH | X86_REQUEST_PAUSE);
 
         for (;;) {
                 atomic_store(&cpu->wake, 1);
@@ -185,8 +191,12 @@ static int deliver_event(struct x86_cpu *cpu, uint32_t requests, bool *delivered
 static enum boundary boundary(struct x86_cpu *cpu)
 {
         for (;;) {
-                uint32_t requests = atomic_load_explicit(&cpu->requests, memory_order_acquire);
+                uint32_t requests;
                 bool delivered;
+
+                /* Before looking at the requests: one that comes afterwards is seen there or clears it again. */
+                atomic_store(&cpu->jit.go, 1);
+                requests = atomic_load_explicit(&cpu->requests, memory_order_acquire);
 
                 if (requests & (X86_REQUEST_FLUSH | X86_REQUEST_PAUSE))
                         complex_service(cpu);
@@ -218,7 +228,7 @@ static enum boundary boundary(struct x86_cpu *cpu)
                         return BOUNDARY_HALTED;
                 break;
         }
-        cpu->request_mask = request_mask(cpu);
+        cpu->request_mask = x86_request_mask(cpu);
         return BOUNDARY_RUN;
 }
 
@@ -236,10 +246,24 @@ static void run_blocks(struct x86_cpu *cpu)
         cpu->block = NULL;
 }
 
+/* Translated code, or the interpreter where there is none: cold blocks, odd modes, and what the translator asks for. */
+static void run_any(struct x86_cpu *cpu)
+{
+        const struct tblock *block = NULL;
+
+        if (cpu->translator && cpu->mode64 && cpu->tlb_mode != TLB_CHECKED && !cpu->jit.interpret)
+                block = translator_find(cpu);
+        cpu->jit.interpret = false;
+        if (block)
+                translator_enter(cpu, block);
+        else
+                run_blocks(cpu);
+}
+
 static void run_step(struct x86_cpu *cpu)
 {
         cpu->s.interrupt_shadow = false;
-        cpu->request_mask = request_mask(cpu);
+        cpu->request_mask = x86_request_mask(cpu);
         x86_step_begin(cpu);
         run_blocks(cpu);
         x86_step_end(cpu);
@@ -252,9 +276,9 @@ static void run_step(struct x86_cpu *cpu)
 static void run_shadowed(struct x86_cpu *cpu)
 {
         cpu->s.interrupt_shadow = false;
-        cpu->request_mask = request_mask(cpu);
+        cpu->request_mask = x86_request_mask(cpu);
         if (!block_interrupted(cpu)) {
-                run_blocks(cpu);
+                run_any(cpu);
                 return;
         }
         cpu->mode_key |= MODE_STEP;
@@ -268,6 +292,8 @@ static int recover(struct x86_cpu *cpu)
         if (cpu->block) {
                 cpu->s.rip = insn_rip(cpu, cpu->insn->start);
                 cpu->block = NULL;
+        } else if (cpu->translator) {
+                translator_recover(cpu);
         }
         return x86_deliver_fault(cpu);
 }
@@ -276,6 +302,8 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
 {
         enum x86_exit reason;
 
+        if (cpu->translator)
+                translator_thread_begin(cpu);
         complex_enter(cpu);
         paravirt_enter(cpu);
         if (_setjmp(cpu->unwind) && recover(cpu) < 0) {
@@ -291,7 +319,7 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
                         else if (unlikely(cpu->s.interrupt_shadow))
                                 run_shadowed(cpu);
                         else
-                                run_blocks(cpu);
+                                run_any(cpu);
                         continue;
                 case BOUNDARY_EXIT:
                         reason = X86_EXIT_REQUESTED;

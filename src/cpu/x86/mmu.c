@@ -21,6 +21,7 @@
 #include "cpu/x86/system.h"
 
 #include "cpu/x86/cpuid.h"
+#include "cpu/x86/translator.h"
 
 #define PTE_P (1ull << 0)
 #define PTE_W (1ull << 1)
@@ -32,7 +33,6 @@
 #define PTE_NX (1ull << 63)
 
 /* Low bits of tlb_set.gpa. */
-#define TLB_GLOBAL 1u
 #define TLB_LARGE_2M 2u /* or 4M */
 #define TLB_LARGE_1G 4u
 #define TLB_NONE UINT64_MAX /* tag of the exec TLB */
@@ -248,8 +248,10 @@ static void drop_stale(struct x86_cpu *cpu, uint64_t linear)
         for (unsigned user = 0; user < 2; user++) {
                 struct tlb_exec_entry *e = &cpu->tlb_exec[user][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
 
-                if (e->tag == page)
+                if (e->tag == page) {
                         e->tag = TLB_NONE;
+                        translator_mapping_changed(cpu, user);
+                }
         }
         cpu->tlb_generation++;
 }
@@ -348,6 +350,7 @@ void mmu_flush(struct x86_cpu *cpu, bool global_too)
                         cpu->tlb_exec_used[user][word] = keep;
                 }
         cpu->tlb_generation++;
+        translator_mapping_changed(cpu, !global_too);
 }
 
 void mmu_reset(struct x86_cpu *cpu)
@@ -391,7 +394,9 @@ void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear)
 {
         for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
                 set_flush_page(&cpu->tlb[mode], &cpu->tlb_used[mode], linear);
-        for (unsigned user = 0; user < 2; user++)
+        for (unsigned user = 0; user < 2; user++) {
+                bool dropped = cpu->jit.exec_replaced[user];
+
                 for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++)
                         for (uint64_t left = cpu->tlb_exec_used[user][word]; left; left &= left - 1) {
                                 struct tlb_exec_entry *e = &cpu->tlb_exec[user][word * 64 + (unsigned)__builtin_ctzll(left)];
@@ -399,8 +404,12 @@ void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear)
                                 if (covers(e->tag, e->flags, linear)) {
                                         e->tag = TLB_NONE;
                                         cpu->tlb_exec_used[user][word] &= ~(left & -left);
+                                        dropped = true;
                                 }
                         }
+                if (dropped)
+                        translator_mapping_changed(cpu, user);
+        }
         cpu->tlb_generation++;
 }
 
@@ -523,6 +532,10 @@ static void code_written(struct x86_cpu *cpu, const struct guest_region *region,
                         now &= ~GUEST_CODE_PRESENT;
         } while (!atomic_compare_exchange_weak_explicit(code, &old, now, memory_order_acq_rel, memory_order_relaxed));
         block_code_written(cpu, gpa, size_bytes);
+        if (old & GUEST_CODE_PRESENT && !(now & GUEST_CODE_PRESENT))
+                guest_memory_code_changed(cpu->mem, page, GUEST_PAGE_SIZE); /* writes to it are not seen from now on */
+        else
+                guest_memory_code_changed(cpu->mem, gpa, size_bytes);
 }
 
 static void physical_write(struct x86_cpu *cpu, uint64_t gpa, uint64_t value, unsigned size_bytes)
@@ -725,6 +738,14 @@ void *mmu_rmw_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
         return plain_pointer(cpu, linear, size_bytes, true);
 }
 
+bool mmu_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
+{
+        if ((linear & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - size_bytes)
+                return false;
+        translate_and_fill(cpu, linear, rights_mode(cpu), write ? ACCESS_WRITE : ACCESS_READ);
+        return tlb_find(cpu, linear, size_bytes, write);
+}
+
 void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes)
 {
         void *at = tlb_find(cpu, linear, 1, write);
@@ -796,6 +817,8 @@ uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **ho
         page = physical_pointer(cpu, t.gpa);
         *host = page ? page + in_page : NULL;
         if (page) {
+                if (e->tag != TLB_NONE && e->tag != linear - in_page)
+                        cpu->jit.exec_replaced[user] = true;
                 *e = (struct tlb_exec_entry){ .tag = linear - in_page, .gpa = t.gpa, .host = page, .flags = t.flags };
                 cpu->tlb_exec_used[user][index / 64] |= 1ull << (index % 64);
         }

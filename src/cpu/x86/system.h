@@ -172,6 +172,8 @@ void mmu_system_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_
 
 void complex_drop_writers(struct x86_cpu *cpu, uint64_t gpa);
 bool complex_drops_pending(const struct x86_cpu *cpu);
+#define COMPLEX_CPUS_MAX 256u
+struct x86_cpu *complex_cpu(const struct x86_complex *complex, unsigned index);
 struct x86_cpu *complex_at(struct x86_cpu *cpu, unsigned index);
 
 /* ---- control registers and MSRs ---- */

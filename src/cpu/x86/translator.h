@@ -69,6 +69,7 @@ struct tsite {
         uint32_t next;
         uint32_t patch;      /* TSITE_CHAIN: where the rel32 is. TSITE_FAULT: host code that may fault, first byte */
         uint32_t incoming;   /* TSITE_CHAIN, linked: the next site that is linked to the same block; translator.c's */
+        struct tblock *linked; /* TSITE_CHAIN: the block it is linked to; translator.c's */
         /*
          * Followed by an end mark, translator_end(); NULL for CHAIN and GO at a target, LEAVE, and JUMP when the target needs no check. A
          * TSITE_JUMP with it: a target that is not canonical is #GP at insn, where nothing was changed yet.
@@ -80,6 +81,7 @@ struct tsite {
 /* One translated block. Under the translator's lock but for what is marked (r): read by any processor without it. */
 struct tblock {
         struct tblock *next;      /* (r) in the hash chain */
+        struct tblock *page_next; /* of those whose page has the same hash */
         uint64_t gpa;             /* of the first byte */
         uint32_t key;             /* translation_key() */
         uint16_t size_bytes;      /* guest; may end in another page only when it is one instruction: not translated then */
@@ -117,14 +119,13 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
 
 /* ---- the translator (translator.c) ---- */
 
-struct translator_options {
-        size_t cache_bytes; /* of host code */
-        bool perf_map;      /* /tmp/perf-PID.map */
-        bool lock_step;     /* the interpreter executes each block again and compares */
-};
-
 int translator_new(struct x86_complex *complex, const struct translator_options *options, struct translator **out, struct err *err) _must_check_;
 void translator_free(struct translator *tr);
+/* x86_cpu_new() and _free(): what a processor needs; nothing without a translator. */
+int translator_cpu_new(struct x86_cpu *cpu, struct err *err) _must_check_;
+void translator_cpu_free(struct x86_cpu *cpu);
+/* The calling thread runs cpu from now on: GS base, and the stack that signal handlers run on. */
+void translator_thread_begin(struct x86_cpu *cpu);
 
 /* The block at s.rip when it is translated or hot enough to become so now, else NULL: interpret. May raise what fetching raises. */
 struct tblock *translator_find(struct x86_cpu *cpu);
@@ -141,6 +142,7 @@ void translator_recover(struct x86_cpu *cpu);
 enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNKS };
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
+insn_fn translator_end(void); /* of an end mark */
 struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
 
 /* The status flags of EFLAGS before site whose flags are a TFLAGS_RECIPE, from the guest's registers (translate-flags.c). */

@@ -53,6 +53,17 @@ struct x86_complex;
 int x86_complex_new(struct guest_memory *mem, struct x86_complex **complex, struct err *err) _must_check_;
 void x86_complex_free(struct x86_complex *complex);
 
+/*
+ * Has 64-bit guest code translated to host code, for all processors of the complex; without it everything is interpreted. Before the
+ * first processor is made and before the sandbox closes; the complex frees what it needs.
+ */
+struct translator_options {
+        size_t cache_bytes; /* of host code */
+        bool perf_map;      /* /tmp/perf-PID.map */
+        bool lock_step;     /* the interpreter executes each block again and compares */
+};
+int x86_complex_translate(struct x86_complex *complex, const struct translator_options *options, struct err *err) _must_check_;
+
 /* index is the APIC ID. model is borrowed for the processor's life. ctx goes to every platform member. */
 int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_model *model, const struct x86_platform *platform,
                 void *ctx, struct x86_cpu **cpu, struct err *err) _must_check_;

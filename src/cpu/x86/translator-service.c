@@ -1,0 +1,353 @@
+/*
+ * What translated code calls, and how C enters it.
+ *
+ * A thunk has saved the guest's general registers and the host's flags; the guest's vector registers are still in the host's.
+ * This file and those it calls before translator_vectors_out() are compiled without vector instructions.
+ *
+ * Where rip and the flags are:
+ *      jit.site             not 0: an instruction of that site is under way; s.rip is stale, GPR_BLOCK + insn->start is it
+ *      jit.flags_pending    the flags are still as the site says; else they are in cpu->lazy
+ * x86_raise() unwinds from here to the run loop, which calls translator_recover().
+ *
+ * go_on() is the end of every service that leaves its block: with s.rip and cpu->lazy right, it finds the next block and goes on in
+ * translated code, or, when the run loop has something to do, out.
+ */
+#include "cpu/x86/translator-internal.h"
+
+#include "cpu/x86/block.h"
+#include "cpu/x86/flags.h"
+#include "cpu/x86/system.h"
+
+static const struct tsite *site_at(const struct x86_cpu *cpu, uint64_t number)
+{
+        return &cpu->translator->site[(uint32_t)number];
+}
+
+/* ---- flags ---- */
+
+static uint64_t eflags_at(const struct x86_cpu *cpu, const struct tsite *site)
+{
+        switch (site->flags) {
+        case TFLAGS_HOST:
+                return tflags_to_eflags(cpu->jit.host_flags);
+        case TFLAGS_SAVED:
+                return tflags_to_eflags(cpu->jit.flags);
+        default:
+                return translator_flags_at(cpu, site);
+        }
+}
+
+/* The site's flags into cpu->lazy. */
+static void flags_in(struct x86_cpu *cpu, const struct tsite *site)
+{
+        flags_set_status(cpu, eflags_at(cpu, site));
+        cpu->jit.flags_pending = false;
+}
+
+/* cpu->lazy to where translated code may look for them. */
+static void flags_out(struct x86_cpu *cpu)
+{
+        cpu->jit.host_flags = cpu->jit.flags = tflags_of_eflags(flags_status(cpu));
+}
+
+static void begin(struct x86_cpu *cpu, uint64_t number)
+{
+        cpu->jit.site = (uint32_t)number;
+        cpu->jit.flags_pending = true;
+}
+
+/* The site's instruction is behind us, or it is none: s.rip counts. */
+static void at_rip(struct x86_cpu *cpu, uint64_t rip)
+{
+        cpu->s.rip = rip;
+        cpu->jit.site = 0;
+}
+
+void translator_recover(struct x86_cpu *cpu)
+{
+        const struct tsite *site = site_at(cpu, cpu->jit.site);
+
+        if (cpu->jit.site) {
+                if (cpu->jit.flags_pending)
+                        flags_in(cpu, site);
+                cpu->s.rip = insn_rip(cpu, site->insn->start);
+                cpu->jit.site = 0;
+        }
+        translator_outside(cpu);
+}
+
+/* ---- on to the next block ---- */
+
+static bool run_loop_wanted(struct x86_cpu *cpu)
+{
+        uint32_t mask = x86_request_mask(cpu), requests = atomic_load_explicit(&cpu->requests, memory_order_acquire);
+
+        if (requests & mask || !atomic_load_explicit(&cpu->jit.go, memory_order_relaxed) || cpu->s.halted || cpu->mode_key & MODE_STEP || !cpu->mode64 || cpu->tlb_mode == TLB_CHECKED ||
+            cpu->translator->lock_step)
+                return true;
+        /* Nothing waits for the shadow's end, and the next instruction comes before the next look at jit.go. */
+        cpu->s.interrupt_shadow = false;
+        return false;
+}
+
+static void jump_fill(struct x86_cpu *cpu, uint64_t rip, const struct tblock *block)
+{
+        unsigned mode = cpu->tlb_mode, index = rip & ((1u << TJUMP_BITS) - 1);
+        const struct tlb_exec_entry *e = mmu_fetch_cached(cpu, rip);
+        struct x86_jit *jit = &cpu->jit;
+
+        if (!e)
+                return;
+        if (mode != TLB_USER && !(e->flags & TLB_GLOBAL))
+                jit->local_jumps = true;
+        if (jit->jumps_filled[mode] < TJUMPS_FILLED)
+                jit->jump_filled[mode][jit->jumps_filled[mode]++] = (uint16_t)index;
+        else
+                jit->jumps_filled[mode] = TJUMPS_FILLED + 1;
+        tjump_of(cpu, mode)[index] = (struct tjump){ -rip, (uintptr_t)code_cache_rx(cpu->translator->cache, block->host) };
+}
+
+static const void *out(struct x86_cpu *cpu)
+{
+        translator_vectors_out(cpu);
+        return NULL;
+}
+
+static const void *enter_direct(struct x86_cpu *cpu, const struct tblock *block, uint64_t rip)
+{
+        cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
+        cpu->jit.site = 0;
+        return code_cache_rx(cpu->translator->cache, block->host + TBLOCK_DIRECT);
+}
+
+/* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises. */
+static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
+{
+        uint32_t key = translation_key(cpu);
+        const struct tblock *block;
+        const uint8_t *host;
+        uint64_t gpa;
+
+        if (!x86_canonical(rip))
+                return NULL;
+        if ((key & ~(MODE_USER | 7u << 28)) != cpu->jit.jump_key) {
+                translator_mapping_changed(cpu, false);
+                cpu->jit.jump_key = key & ~(MODE_USER | 7u << 28);
+        }
+        if (!mmu_fetch_cached(cpu, rip))
+                translator_vectors_out(cpu);
+        gpa = mmu_fetch(cpu, rip, &host);
+        block = translator_lookup(cpu->translator, gpa, key);
+        if (block)
+                jump_fill(cpu, rip, block);
+        return block;
+}
+
+static const void *go_on(struct x86_cpu *cpu, bool new_mode)
+{
+        const struct tblock *block;
+
+        if (run_loop_wanted(cpu))
+                return out(cpu);
+        if (new_mode)
+                cpu->jit.rsp = cpu->jit.shadow_base;
+        block = next_block(cpu, cpu->s.rip);
+        if (!block)
+                return out(cpu);
+        flags_out(cpu);
+        return enter_direct(cpu, block, cpu->s.rip);
+}
+
+/* ---- an instruction by its handler ---- */
+
+#define BRANCH_CASE(cc) case ZYDIS_MNEMONIC_J##cc:
+
+/* Their handlers go by cpu->block, which translated code has none of. */
+static bool is_branch(const struct insn *insn)
+{
+        switch (insn->op) {
+                FOR_EACH_CONDITION(BRANCH_CASE)
+        case ZYDIS_MNEMONIC_CALL:
+        case ZYDIS_MNEMONIC_RET:
+        case ZYDIS_MNEMONIC_JMP:
+        case ZYDIS_MNEMONIC_LOOP:
+        case ZYDIS_MNEMONIC_LOOPE:
+        case ZYDIS_MNEMONIC_LOOPNE:
+        case ZYDIS_MNEMONIC_JCXZ:
+        case ZYDIS_MNEMONIC_JECXZ:
+        case ZYDIS_MNEMONIC_JRCXZ:
+                return true;
+        default:
+                return false;
+        }
+}
+
+static const void *interpret_at(struct x86_cpu *cpu, const struct tsite *site, uint64_t rip)
+{
+        if (cpu->jit.flags_pending)
+                flags_in(cpu, site);
+        at_rip(cpu, rip);
+        cpu->jit.interpret = true;
+        return out(cpu);
+}
+
+static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
+{
+        uint32_t key = translation_key(cpu);
+        const struct insn *insn = site->insn, *next;
+        bool same;
+
+        if (is_branch(insn))
+                return interpret_at(cpu, site, insn_rip(cpu, insn->start));
+        translator_vectors_out(cpu);
+        flags_in(cpu, site);
+        cpu->insn = insn;
+        do
+                next = insn->fn(cpu, insn);
+        while (next == insn);
+        /* Another key (STAC, CLAC), or bytes that changed: the rest of the block is not for what comes. */
+        same = translation_key(cpu) == key;
+        if (next == insn + 1 && same && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE)) {
+                cpu->jit.site = 0;
+                flags_out(cpu);
+                return code_cache_rx(cpu->translator->cache, site->next);
+        }
+        if (next == insn + 1) {
+                cpu->s.rip = insn_rip(cpu, insn->end);
+        } else if (next) { /* the interpreter's next block, begun: back to its start */
+                cpu->s.rip = cpu->s.gpr[GPR_BLOCK];
+                cpu->block = NULL;
+        }
+        cpu->jit.site = 0;
+        return go_on(cpu, !same);
+}
+
+/* ---- services ---- */
+
+static uint64_t access_address(const struct x86_cpu *cpu, const struct tsite *site)
+{
+        const struct insn *insn = site->insn;
+        uint64_t address;
+
+        if (site->stack)
+                return cpu->s.gpr[X86_RSP] - (site->write ? site->size_bytes : 0);
+        address = insn_offset(cpu, insn);
+        return insn->seg >= X86_FS ? address + cpu->s.seg[insn->seg].base : address;
+}
+
+const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        const struct tsite *site = site_at(cpu, number);
+        uint64_t linear = access_address(cpu, site);
+
+        begin(cpu, number);
+        cpu->insn = site->insn;
+        translator_vectors_out(cpu);
+        cpu->jit.tlb_misses++;
+        if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write)) {
+                cpu->jit.site = 0;
+                return code_cache_rx(cpu->translator->cache, site->retry);
+        }
+        return run_handler(cpu, site);
+}
+
+const void *translator_serve_handler(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        begin(cpu, number);
+        cpu->jit.handlers++;
+        return run_handler(cpu, site_at(cpu, number));
+}
+
+const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        struct tsite *site = (struct tsite *)site_at(cpu, number);
+        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)site->target;
+        struct translator *tr = cpu->translator;
+        struct tblock *to;
+
+        cpu->jit.chains++;
+        if (!(site->target >> GUEST_PAGE_SHIFT) && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE)) {
+                to = translator_lookup(tr, TPAGE_BASE(site->block->gpa) | (uint64_t)site->target, translation_key(cpu));
+                if (to && !tr->lock_step) {
+                        translator_vectors_out(cpu);
+                        translator_link(tr, site, to);
+                        cpu->jit.flags = cpu->jit.host_flags;
+                        return code_cache_rx(tr->cache, to->host + TBLOCK_DIRECT);
+                }
+        }
+        flags_in(cpu, site);
+        at_rip(cpu, rip);
+        return go_on(cpu, false);
+}
+
+const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        const struct tsite *site = site_at(cpu, number);
+
+        begin(cpu, number);
+        cpu->jit.jumps++;
+        if (unlikely(!x86_canonical(rbp)) && site->insn) {
+                translator_vectors_out(cpu);
+                x86_gp0(cpu);
+        }
+        if (site->insn)
+                cpu->s.gpr[X86_RSP] += site->size_bytes;
+        flags_in(cpu, site);
+        at_rip(cpu, rbp);
+        return go_on(cpu, false);
+}
+
+const void *translator_serve_go(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        const struct tsite *site = site_at(cpu, number);
+
+        cpu->jit.asked++;
+        flags_in(cpu, site);
+        at_rip(cpu, cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target));
+        return out(cpu);
+}
+
+const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        const struct tsite *site = site_at(cpu, number);
+
+        begin(cpu, number);
+        cpu->jit.left++;
+        return interpret_at(cpu, site, cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target));
+}
+
+/* A dead block was entered: host is the address behind the call that its entry has become. */
+const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t rbp)
+{
+        struct translator *tr = cpu->translator;
+        const struct tblock *block = NULL;
+        uint32_t at;
+
+        cpu->jit.stale++;
+        if (code_cache_holds(tr->cache, host - 5, &at))
+                block = translator_block_at(tr, at);
+        if (!block)
+                __builtin_trap();
+        cpu->jit.flags_pending = false;
+        flags_set_status(cpu, tflags_to_eflags(cpu->jit.host_flags));
+        if (at == block->host)
+                at_rip(cpu, rbp);
+        else
+                at_rip(cpu, cpu->s.gpr[GPR_BLOCK] | (block->gpa & (GUEST_PAGE_SIZE - 1)));
+        return go_on(cpu, false);
+}
+
+/* ---- entering ---- */
+
+void translator_enter(struct x86_cpu *cpu, const struct tblock *block)
+{
+        struct translator *tr = cpu->translator;
+        void (*enter)(struct x86_cpu *) = (void (*)(struct x86_cpu *))(uintptr_t)code_cache_rx(tr->cache, tr->thunk[TTHUNK_ENTER]);
+
+        cpu->jit.entered++;
+        cpu->jit.rsp = cpu->jit.shadow_base;
+        cpu->jit.resume = (uintptr_t)enter_direct(cpu, block, cpu->s.rip);
+        flags_out(cpu);
+        enter(cpu);
+        translator_outside(cpu);
+}

@@ -82,7 +82,7 @@ int record_next(struct cursor *in, struct record *record, struct err *err)
 
 int record_expect(struct cursor *in, const char *name, uint16_t version, struct record *record, struct err *err)
 {
-        struct record next;
+        struct record next = { .name = "" };
         int r = record_next(in, &next, err);
 
         if (r < 0)

@@ -88,6 +88,19 @@ static void escapes(void **state)
         assert_int_equal(text_escape("12345678", 8, text, 1), 0);
 }
 
+static void copies(void **state)
+{
+        char text[4] = "old";
+
+        assert_false(text_copy(text, sizeof(text), "four"));
+        assert_false(text_copy(text, 0, ""));
+        assert_string_equal(text, "old");
+        assert_true(text_copy(text, sizeof(text), "new"));
+        assert_string_equal(text, "new");
+        assert_true(text_copy(text, 1, ""));
+        assert_string_equal(text, "");
+}
+
 static void fields(void **state)
 {
         char text[] = "/a,,b,ro,,,format=raw,";
@@ -107,6 +120,7 @@ int main(void)
                 cmocka_unit_test(sizes),
                 cmocka_unit_test(numbers),
                 cmocka_unit_test(escapes),
+                cmocka_unit_test(copies),
                 cmocka_unit_test(fields),
         };
 

@@ -156,6 +156,16 @@ size_t text_escape(const void *from, size_t from_size, char *to, size_t size_byt
         return used;
 }
 
+bool text_copy(char *to, size_t size_bytes, const char *from)
+{
+        size_t length = strnlen(from, size_bytes);
+
+        if (length >= size_bytes)
+                return false;
+        memcpy(to, from, length + 1);
+        return true;
+}
+
 char *field_next(char **rest)
 {
         char *field = *rest;

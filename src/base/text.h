@@ -27,6 +27,9 @@ const char *size_format(uint64_t bytes, char text[SIZE_TEXT_MAX]);
  */
 size_t text_escape(const void *from, size_t from_size, char *to, size_t size_bytes);
 
+/* Copies `from` with its ending 0 when that fits into size_bytes; else false, and `to` is as it was. */
+bool text_copy(char *to, size_t size_bytes, const char *from) _must_check_;
+
 /*
  * Splits "a,b=c,d,,e" in place: the next field of *rest, or NULL when there is none left. A doubled comma stands for one
  * comma within a field, so that any file name can be given.

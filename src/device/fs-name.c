@@ -212,7 +212,7 @@ static int do_rename(struct fs_request *rq, uint64_t new_dir, uint32_t flags)
         new_name = fs_arg_name(rq, &r);
         if (new_name)
                 r = fs_pin_dir(fs, new_dir, &to);
-        if (r == 0) {
+        if (new_name && r == 0) {
                 r = renameat2(from->fd, name, to->fd, new_name, flags) < 0 ? -errno : 0;
                 if (r == 0) {
                         fs_node_renamed(fs, to, new_name);

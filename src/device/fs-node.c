@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #include "base/log.h"
+#include "base/text.h"
 
 #define HASH_MIN 256u
 #define FILES_MAX 4096u
@@ -156,9 +157,9 @@ static void list_append(struct fs_server *fs, struct fs_node *node)
 
 static void close_oldest(struct fs_server *fs, uint32_t left)
 {
-        while (fs->node_fds > left) {
-                struct fs_node *node = fs->oldest;
+        struct fs_node *node;
 
+        while (fs->node_fds > left && (node = fs->oldest)) {
                 list_remove(fs, node);
                 close(node->fd);
                 node->fd = -1;
@@ -346,7 +347,7 @@ int fs_pin(struct fs_server *fs, uint64_t id, struct fs_node **found)
                         r = reopen(fs, node);
                 }
         }
-        if (r == 0) {
+        if (r >= 0) {
                 pin(fs, node);
                 close_oldest(fs, fs->node_fds_max);
                 *found = node;
@@ -522,10 +523,8 @@ int fs_node_open(struct fs_server *fs, struct fs_node *node, int flags)
         parent = node->parent;
         if (parent && parent->fd < 0 && reopen(fs, parent) < 0)
                 parent = NULL;
-        if (parent && strlen(node->name) <= NAME_MAX) {
-                strcpy(name, node->name);
+        if (parent && text_copy(name, sizeof(name), node->name))
                 pin(fs, parent);
-        }
         pthread_mutex_unlock(&fs->lock);
         if (!*name)
                 return -ESTALE;

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 
+#include "base/text.h"
 #include "net/frame-pipe.h"
 #include "net/peer-wire.h"
 
@@ -103,9 +104,8 @@ int net_peer_spawn(const struct net_options *options, int *fd, struct err *err)
         int pair[2];
         pid_t pid;
 
-        if (strlen(options->driver->name) >= sizeof(request.driver))
+        if (!text_copy(request.driver, sizeof(request.driver), options->driver->name))
                 return err_set(err, -EINVAL, "network driver '%s' has a long name", options->driver->name);
-        strcpy(request.driver, options->driver->name);
         request.options.driver = NULL;
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
                 return err_errno(err, -errno, "cannot make a socket pair for the network");

@@ -273,9 +273,9 @@ int kvm_probe(double *million_instructions_s, struct err *err)
         double speed = 0;
         int r = probe_make(&p, err);
 
-        if (r >= 0)
+        if (r >= 0 && p.run)
                 r = probe_warm_up(&p, err);
-        if (r >= 0)
+        if (r >= 0 && p.run)
                 r = probe_measure(&p, &speed, err);
         probe_done(&p);
         *million_instructions_s = speed;

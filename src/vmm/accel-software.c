@@ -417,7 +417,7 @@ static void software_free(struct accel *accel)
 {
         struct software *software = to_software(accel);
 
-        for (unsigned i = 0; i < software->count; i++)
+        for (unsigned i = 0; software->vcpu && i < software->count; i++)
                 x86_cpu_free(software->vcpu[i].cpu);
         lapic_bus_free(software->lapics);
         x86_complex_free(software->complex);

@@ -18,6 +18,8 @@
 #include <termios.h>
 #include <time.h>
 
+#include "base/text.h"
+
 #define OUTPUT_BYTES (64u << 10)
 #define INPUT_BYTES 4096u
 /* A terminal or pipe that poll() says is ready takes this much without waiting (PIPE_BUF; a terminal's low-water mark). */
@@ -419,10 +421,9 @@ static int open_socket(struct console *console, const char *path, struct err *er
         struct stat st;
         int r;
 
-        if (strlen(path) >= sizeof(address.sun_path))
+        if (!text_copy(address.sun_path, sizeof(address.sun_path), path))
                 return err_set(err, -ENAMETOOLONG, "the serial socket's path '%s' has more than %zu bytes", path,
                                sizeof(address.sun_path) - 1);
-        strcpy(address.sun_path, path);
         console->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (console->listener < 0)
                 return err_errno(err, -errno, "cannot make the serial socket");

@@ -63,7 +63,7 @@ static enum monitor_command end_line(struct monitor *monitor, char echo[8])
                 start++;
         memmove(monitor->line, monitor->line + start, monitor->length - start + 1);
         monitor->length = 0;
-        strcpy(echo, "\r\n");
+        snprintf(echo, 8, "\r\n");
         monitor->argument = monitor->line + strcspn(monitor->line, " ");
         monitor->argument += strspn(monitor->argument, " ");
         return find(monitor->line, *monitor->argument);
@@ -80,7 +80,7 @@ enum monitor_command monitor_type(struct monitor *monitor, uint8_t byte, char ec
         case '\b':
                 if (monitor->length) {
                         monitor->length--;
-                        strcpy(echo, "\b \b");
+                        snprintf(echo, 8, "\b \b");
                 }
                 return MONITOR_NONE;
         case 0x03: /* Ctrl-C */

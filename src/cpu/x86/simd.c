@@ -179,8 +179,9 @@ insn_fn simd_bind_row(struct insn *i, const struct decoded *d, const struct simd
         static const insn_fn integer[4][3] = {
                 { sse_reg, vex_reg, avx_reg }, { sse_mem, vex_mem, avx_mem }, { sse_aligned, vex_mem, avx_mem }, { sse_imm, vex_imm, avx_imm },
         };
-        static const insn_fn checked[3][3] = {
+        static const insn_fn checked[4][3] = {
                 { sse_fp_reg, vex_fp_reg, avx_fp_reg }, { sse_fp_mem, vex_fp_mem, avx_fp_mem }, { sse_fp_aligned, vex_fp_mem, avx_fp_mem },
+                { NULL }, /* floating point has no counts */
         };
         bool vex = i->flags & INSN_VEX, wide = vex && row->avx && d->z->raw.vex.L;
         bool memory = i->flags & INSN_MEMORY;

@@ -20,6 +20,7 @@
 #define HANDLERS 0x9000u
 #define HANDLER_STACK 0xb000u
 #define PAGE_TABLES 0xc000u
+#define TRANSLATOR_CACHE (8u << 20) /* emptied now and then */
 
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_LARGE = 0x80, PTE_TABLE = PTE_P | PTE_W | PTE_U | PTE_A };
 #define PTE_NX (UINT64_C(1) << 63)
@@ -172,7 +173,7 @@ int bare_new_engine(const char *model, enum bare_engine engine, struct bare **ou
         if (r == 0)
                 r = x86_complex_new(&bare->mem, &bare->complex, err);
         if (r == 0 && engine == BARE_TRANSLATOR)
-                r = err_set(err, -ENOTSUP, "there is no translator");
+                r = x86_complex_translate(bare->complex, &(struct translator_options){ .cache_bytes = TRANSLATOR_CACHE }, err);
         if (r == 0)
                 r = x86_model_init(&bare->model, model, 1, err);
         if (r == 0)

@@ -21,7 +21,7 @@
  * The first is what the others are compared with; the second knows which instruction sets there are. Those from FIRST_HOT on are slow
  * and run only when they are named.
  */
-static const struct engine_ops *const engines[] = { &native_ops, &interpreter_ops, &hot_interpreter_ops };
+static const struct engine_ops *const engines[] = { &native_ops, &interpreter_ops, &hot_interpreter_ops, &hot_translator_ops };
 #define FIRST_HOT 2
 
 struct options {

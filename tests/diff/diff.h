@@ -187,7 +187,7 @@ struct engine_ops {
         void (*run)(struct engine *engine, const struct diff_case *c, struct outcome *out);
 };
 
-extern const struct engine_ops native_ops, interpreter_ops, hot_interpreter_ops;
+extern const struct engine_ops native_ops, interpreter_ops, hot_interpreter_ops, hot_translator_ops;
 /* -ENOTSUP when this host runs no 32-bit code. */
 int native_try_code32(struct engine *engine, struct err *err) _must_check_;
 const bool *interpreter_isa_sets(const struct engine *engine);

@@ -232,3 +232,15 @@ const struct engine_ops hot_interpreter_ops = {
         .free = hot_free,
         .run = hot_run,
 };
+
+static int hot_translator_new(struct engine **out, const char *model, struct err *err)
+{
+        return hot_make(&hot_translator_ops, BARE_TRANSLATOR, model, out, err);
+}
+
+const struct engine_ops hot_translator_ops = {
+        .name = "translator",
+        .new = hot_translator_new,
+        .free = hot_free,
+        .run = hot_run,
+};

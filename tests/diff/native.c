@@ -81,6 +81,7 @@ __asm__("  .text\n"
         "  .size native_enter, . - native_enter\n");
 /* clang-format on */
 
+#define STACK_BYTES 65536u
 static const int signals[5] = { SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGBUS };
 static struct native *running; /* a signal handler has no other way to know */
 
@@ -134,6 +135,39 @@ static void on_signal(int number, siginfo_t *info, void *raw)
         reg[REG_CSGSFS] = (reg[REG_CSGSFS] & ~(greg_t)0xffff) | CODE64;
 }
 
+static const struct sigaction our_action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
+
+/* What the host's signals and GS are when a case does not run: another engine may have uses of its own for them. */
+struct others {
+        bool kept;
+        struct sigaction action[ARRAY_SIZE(signals)];
+        stack_t stack;
+};
+
+static void host_take(struct native *native, struct others *others)
+{
+        stack_t stack = { .ss_size = STACK_BYTES, .ss_sp = native->stack };
+        struct sigaction now;
+
+        sigaction(signals[0], NULL, &now);
+        others->kept = now.sa_sigaction != on_signal;
+        if (!others->kept)
+                return;
+        sigaltstack(&stack, &others->stack);
+        for (unsigned n = 0; n < ARRAY_SIZE(signals); n++)
+                sigaction(signals[n], &our_action, &others->action[n]);
+        syscall(SYS_arch_prctl, ARCH_SET_GS, native);
+}
+
+static void host_give(const struct others *others)
+{
+        if (!others->kept)
+                return;
+        sigaltstack(&others->stack, NULL);
+        for (unsigned n = 0; n < ARRAY_SIZE(signals); n++)
+                sigaction(signals[n], &others->action[n], NULL);
+}
+
 static int map_at(uintptr_t address, size_t size_bytes, int prot, struct err *err)
 {
         void *p = mmap((void *)address, size_bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
@@ -170,9 +204,8 @@ static void native_free(struct engine *engine)
 
 static int native_new(struct engine **out, const char *model, struct err *err)
 {
-        struct sigaction action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
         struct native *native = aligned_alloc(64, align_up(sizeof(*native), 64));
-        stack_t stack = { .ss_size = 65536, .ss_sp = malloc(65536) };
+        stack_t stack = { .ss_size = STACK_BYTES, .ss_sp = malloc(STACK_BYTES) };
         int r;
 
         if (!native || !stack.ss_sp) {
@@ -191,7 +224,7 @@ static int native_new(struct engine **out, const char *model, struct err *err)
         }
         sigaltstack(&stack, NULL);
         for (unsigned n = 0; n < ARRAY_SIZE(signals); n++)
-                sigaction(signals[n], &action, NULL);
+                sigaction(signals[n], &our_action, NULL);
         syscall(SYS_arch_prctl, ARCH_SET_GS, native);
         /* 64-bit code has no use for them, 32-bit code does. */
         __asm__ volatile("movl %0, %%ds\n\tmovl %0, %%es" : : "r"(DATA32));
@@ -221,6 +254,7 @@ static void put_code(struct native *native, const struct diff_case *c)
 static void native_run(struct engine *engine, const struct diff_case *c, struct outcome *out)
 {
         struct native *native = container_of(engine, struct native, engine);
+        struct others others;
 
         engine_patch(engine, &c->patch);
         put_code(native, c);
@@ -232,9 +266,11 @@ static void native_run(struct engine *engine, const struct diff_case *c, struct 
         out->error_code = 0;
         out->cr2 = 0;
         native->out.rip = case_address(c) + case_size(c);
+        host_take(native, &others);
         running = native;
         native_enter();
         running = NULL;
+        host_give(&others);
         out->after = native->out;
 }
 

@@ -181,6 +181,7 @@ struct x86_cpu {
 
         struct x86_jit jit;
         struct translator *translator; /* NULL: everything is interpreted */
+        struct lock_step *lock_step;   /* NULL: translations are not compared with the interpreter */
         jmp_buf unwind;
         struct x86_fault fault;     /* what x86_raise() was called with */
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */

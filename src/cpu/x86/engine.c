@@ -23,6 +23,7 @@
 
 #include "cpu/x86/block.h"
 #include "cpu/x86/flags.h"
+#include "cpu/x86/lock-step.h"
 #include "cpu/x86/paravirt.h"
 #include "cpu/x86/translator.h"
 
@@ -49,6 +50,8 @@ int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_mo
         }
         cpu->translator = complex_translator(complex);
         r = translator_cpu_new(cpu, err);
+        if (r == 0 && translator_lock_step(cpu->translator))
+                r = lock_step_new(&cpu->lock_step, err);
         if (r == 0)
                 r = block_cache_new(cpu, err);
         if (r == 0)
@@ -71,6 +74,7 @@ void x86_cpu_free(struct x86_cpu *cpu)
         paravirt_free(cpu);
         block_cache_free(cpu->blocks);
         translator_cpu_free(cpu);
+        lock_step_free(cpu->lock_step);
         free(cpu);
 }
 
@@ -254,10 +258,12 @@ static void run_any(struct x86_cpu *cpu)
         if (cpu->translator && cpu->mode64 && cpu->tlb_mode != TLB_CHECKED && !cpu->jit.interpret)
                 block = translator_find(cpu);
         cpu->jit.interpret = false;
-        if (block)
-                translator_enter(cpu, block);
-        else
+        if (!block)
                 run_blocks(cpu);
+        else if (unlikely(cpu->lock_step))
+                lock_step_run(cpu, block);
+        else
+                translator_enter(cpu, block);
 }
 
 static void run_step(struct x86_cpu *cpu)

@@ -18,6 +18,7 @@
  *
  * Source: Intel SDM vol. 3A chapter 4 (paging), §4.7 (page-fault error codes), §4.8 (accessed and dirty), §4.10 (caching).
  */
+#include "cpu/x86/lock-step.h"
 #include "cpu/x86/system.h"
 
 #include "cpu/x86/cpuid.h"
@@ -440,6 +441,8 @@ static uint64_t mmio_read(struct x86_cpu *cpu, uint64_t gpa, unsigned size_bytes
 {
         uint64_t value = 0;
 
+        if (unlikely(cpu->lock_step))
+                lock_step_device(cpu);
         complex_leave(cpu);
         for (unsigned done = 0; done < size_bytes;) {
                 unsigned part = 1u << (31 - __builtin_clz(size_bytes - done));
@@ -454,6 +457,8 @@ static uint64_t mmio_read(struct x86_cpu *cpu, uint64_t gpa, unsigned size_bytes
 
 static void mmio_write(struct x86_cpu *cpu, uint64_t gpa, uint64_t value, unsigned size_bytes)
 {
+        if (unlikely(cpu->lock_step))
+                lock_step_device(cpu);
         complex_leave(cpu);
         for (unsigned done = 0; done < size_bytes;) {
                 unsigned part = 1u << (31 - __builtin_clz(size_bytes - done));
@@ -548,6 +553,9 @@ static void physical_write(struct x86_cpu *cpu, uint64_t gpa, uint64_t value, un
         }
         if (region->readonly)
                 return;
+        if (unlikely(cpu->lock_step))
+                lock_step_store(cpu, region->host + (gpa - region->gpa), size_bytes,
+                                atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT);
         store_bytes(region->host + (gpa - region->gpa), value, size_bytes);
         __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the store, then the look at the code bit: see the top */
         if (atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
@@ -664,6 +672,9 @@ static void physical_write_bytes(struct x86_cpu *cpu, uint64_t gpa, const uint8_
         }
         if (region->readonly)
                 return;
+        if (unlikely(cpu->lock_step))
+                lock_step_store(cpu, region->host + (gpa - region->gpa), size_bytes,
+                                atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT);
         memcpy(region->host + (gpa - region->gpa), from, size_bytes);
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)

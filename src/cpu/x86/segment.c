@@ -7,6 +7,7 @@
  *
  * Source: Intel SDM vol. 3A §3.4 (segment registers and descriptors), chapter 5 (protection); vol. 2 "MOV", "RET", "LDS".
  */
+#include "cpu/x86/lock-step.h"
 #include "cpu/x86/system.h"
 
 /* ---- the mode ---- */
@@ -54,6 +55,8 @@ static uint8_t data_mode(const struct x86_cpu *cpu)
 {
         if (cpu->alignment_check || unlikely(data_breakpoints(cpu->s.dr[7])))
                 return TLB_CHECKED;
+        if (unlikely(cpu->lock_step) && lock_step_walking(cpu))
+                return TLB_CHECKED;
         if (cpu->cpl == 3)
                 return TLB_USER;
         return cpu->s.cr4 & X86_CR4_SMAP && !(cpu->s.rflags & X86_FLAG_AC) ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR;
@@ -65,6 +68,8 @@ void x86_mode_changed(struct x86_cpu *cpu)
         const struct x86_segment *cs = &s->seg[X86_CS], *ss = &s->seg[X86_SS];
         uint32_t key = control_bits(s);
 
+        if (unlikely(cpu->lock_step) && lock_step_walking(cpu))
+                key |= MODE_STEP;
         if (s->efer & X86_EFER_LMA)
                 key |= MODE_LONG;
         cpu->mode64 = false;

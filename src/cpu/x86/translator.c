@@ -54,6 +54,11 @@ static void pool_unmap(void *at, size_t size_bytes)
                 munmap(at, size_bytes);
 }
 
+bool translator_lock_step(const struct translator *tr)
+{
+        return tr && tr->lock_step;
+}
+
 void translator_free(struct translator *tr)
 {
         if (!tr)

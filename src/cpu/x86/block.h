@@ -151,8 +151,7 @@ static inline struct x86_block *block_known(struct x86_cpu *cpu, uint64_t rip)
 
         if (likely(jump->rip == rip && to && cpu->mode64 && to->mode_key == cpu->mode_key)) {
                 uint64_t page = rip & ~(GUEST_PAGE_SIZE - 1);
-                const struct tlb_exec_entry *e =
-                        &cpu->tlb_exec[cpu->cpl == 3][(rip >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
+                const struct tlb_exec_entry *e = &cpu->exec[cpu->cpl == 3][tlb_exec_index(rip)];
 
                 if (likely(e->tag == page && e->gpa == (to->gpa & ~(GUEST_PAGE_SIZE - 1)) && block_fresh(to)))
                         return to;

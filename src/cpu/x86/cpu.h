@@ -10,58 +10,8 @@
 #include <setjmp.h>
 
 #include "cpu/x86/insn.h"
+#include "cpu/x86/tlb.h"
 #include "cpu/x86/x86.h"
-
-/*
- * Soft TLB: direct-mapped by the page of an access's first byte, one table for each way of access rights. A tag is the linear page
- * address when the access is allowed and plain (RAM, no code on a page that is written). So linear ^ tag is the offset in the
- * page on a hit, and comparing it with the page size less the access's sees an access that leaves its page as well.
- */
-enum tlb_mode {
-        TLB_SUPERVISOR,
-        TLB_SUPERVISOR_SMAP,
-        TLB_USER,
-        TLB_CHECKED, /* never filled: alignment checks (#AC) and data breakpoints take the slow path for every access */
-        TLB_MODES,
-};
-#define TLB_BITS 12 /* at most 12: struct tlb_used has one summary word */
-#define TLB_ENTRIES (1u << TLB_BITS)
-
-/* Low bit of an entry's gpa or flags: a global page. */
-#define TLB_GLOBAL 1u
-
-struct tlb_set {
-        uint64_t read_tag[TLB_ENTRIES];
-        uint64_t write_tag[TLB_ENTRIES];
-        uintptr_t host[TLB_ENTRIES]; /* of the page's first byte */
-        uint64_t gpa[TLB_ENTRIES];   /* page, with TLB_GLOBAL and TLB_LARGE_* in the low bits; valid with any tag that is not empty */
-};
-
-/* Which entries of a set may hold a translation, so that a flush is as long as what it drops. Bit n of summary: word[n] is not 0. */
-struct tlb_used {
-        uint64_t summary;
-        uint64_t word[TLB_ENTRIES / 64];
-};
-
-static inline unsigned tlb_index(uint64_t linear)
-{
-        return (unsigned)(linear >> 12) & (TLB_ENTRIES - 1);
-}
-
-/* The tag of an empty entry belongs to another entry's pages: no address that is looked up there, canonical or not, matches it. */
-static inline uint64_t tlb_empty_tag(unsigned index)
-{
-        return (uint64_t)(index ^ 1) << 12;
-}
-
-/* Translations for fetching; the mode is CPL 3 or not (SMAP and AC do not matter). host is NULL where there is no RAM. */
-#define TLB_EXEC_ENTRIES 256u
-struct tlb_exec_entry {
-        uint64_t tag;
-        uint64_t gpa;
-        const uint8_t *host;
-        uint32_t flags; /* TLB_GLOBAL, TLB_LARGE_* */
-};
 
 /*
  * mode_key: all that decoding and binding depend on. Blocks decoded under MODE_STEP hold one instruction each, and the run
@@ -93,18 +43,7 @@ struct lazy_flags {
         uint64_t result, carry;
 };
 
-/*
- * What translated code reaches at fixed places relative to GS (docs/translator.md). A jump cache entry holds the linear address
- * negated, so that MOV, LEA, JRCXZ compare without flags; that of an empty one is far from any canonical address.
- * There is a jump cache for each tlb_mode a block may be translated for: which one a jump looks into is known when translating.
- */
-#define TJUMP_BITS 12
-#define TJUMPS_FILLED 512u
-struct tjump {
-        uint64_t nrip;
-        uint64_t host;
-};
-
+/* What translated code reaches at fixed places relative to GS (docs/translator.md). */
 struct x86_jit {
         _Atomic uint32_t go;        /* 0: leave at the next check; cleared by whoever raises a request */
         uint16_t flags;             /* SETO in bits 0-7, LAHF in 8-15 */
@@ -112,8 +51,6 @@ struct x86_jit {
         uint32_t site;              /* the site being served, for translator_recover(); 0: none */
         uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */
         bool flags_pending;         /* the flags before the instruction at site are not in cpu->lazy yet */
-        bool exec_replaced[2];      /* of the supervisor's, the user's exec TLB: a jump cache may hold pages that it does not */
-        bool local_jumps;           /* a supervisor jump cache holds pages that are not global */
         bool interpret;             /* the run loop interprets the block at s.rip, translated or not */
         uint64_t tlb_mask;          /* the bits of a linear address that index the TLB */
         uint64_t jump_mask;         /* the same for the jump cache */
@@ -124,18 +61,16 @@ struct x86_jit {
         uint64_t seen;              /* the epoch its jump caches are from */
         struct x86_cpu *self;
         uint32_t host_mxcsr;        /* for C code */
-        uint16_t jumps_filled[3];   /* of jump[]: what has been entered since it was empty, past TJUMPS_FILLED: all of it */
-        uint16_t jump_filled[3][TJUMPS_FILLED];
         uint64_t shadow_base;       /* RSP with an empty shadow stack */
         uint64_t user_shadow;       /* RSP when the user called the kernel; 0: none */
         uint64_t temp[4];           /* for emitted sequences */
         uint32_t jump_key;          /* what of translation_key() the jump caches are for */
         /* Counts for --cpu-stats. */
-        uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale;
+        uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale, flushes;
         uint64_t guest_ticks, translate_ticks;
         void *shadow_map, *signal_stack; /* mappings */
         size_t shadow_map_size;
-        struct tjump jump[3][1u << TJUMP_BITS]; /* by tlb_mode: TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP, TLB_USER */
+        struct tjump jump[2][TJUMP_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
 };
 
 struct x86_fault {
@@ -168,12 +103,26 @@ struct x86_cpu {
         _Atomic uint8_t sipi_vector;
         _Atomic uint64_t instructions;
 
-        uintptr_t window;           /* GS base in translated code: where this struct is mapped with the tables of the address space */
+        /* tlb.h; used by tlb.c */
+        uintptr_t window;           /* of the current space: GS base in translated code */
+        struct x86_space *space;    /* its own part */
+        unsigned space_index;
         struct tlb_set *data;       /* that of tlb_mode */
-        struct tlb_set tlb[TLB_MODES];
-        struct tlb_used tlb_used[TLB_CHECKED];
-        struct tlb_exec_entry tlb_exec[2][TLB_EXEC_ENTRIES];
-        uint64_t tlb_exec_used[2][TLB_EXEC_ENTRIES / 64];
+        struct tlb_set *set[TLB_MODES];
+        struct tlb_exec_entry *exec[2]; /* supervisor, user */
+        struct x86_space_info spaces[X86_SPACES];
+        uint64_t space_switches;
+        struct tlb_set shared, checked; /* TLB_SUPERVISOR_SMAP; TLB_CHECKED, of which only tags are used */
+        struct tlb_used shared_used;
+        struct tlb_locals shared_locals;
+        struct tlb_exec_entry shared_exec[TLB_EXEC_ENTRIES]; /* supervisor */
+        struct tlb_exec_used shared_exec_used;
+        bool shared_exec_replaced;  /* the supervisor's jump caches may hold pages that shared_exec does not */
+        bool shared_exec_locals;    /* shared_exec, or the jump caches, may hold pages that are not global */
+        struct tjump_fills jump_fills[2];
+        bool pages_1g;              /* CPUID has them: mmu-fast.c */
+        bool host_fsgsbase;         /* WRGSBASE may be used */
+        uint64_t write_filter[512]; /* bits by page number: pages that may have a write translation in any set */
         uint32_t tlb_generation;    /* rises whenever a translation is dropped: for caches of linear addresses */
         uint64_t pdpte[4];          /* PAE paging: loaded with CR3 */
         uint64_t written_code_gpa;  /* the code page written last through the slow path, and how often in a row */
@@ -199,7 +148,13 @@ struct x86_cpu {
         struct block_cache *blocks; /* block.c */
         struct paravirt *paravirt;  /* paravirt.c */
         _Atomic uint32_t wake;      /* futex of x86_cpu_wait() */
+
+        /* The window's own: cpu->space in C code. Nothing is behind it. */
+        struct x86_space own __attribute__((aligned(4096)));
 };
+
+/* From one window to the next. */
+#define X86_WINDOW_BYTES sizeof(struct x86_cpu)
 
 /* Those of x86_cpu.requests that the run loop would act on as things are (engine.c). */
 uint32_t x86_request_mask(const struct x86_cpu *cpu);
@@ -237,51 +192,34 @@ void x86_sipi_received(struct x86_cpu *cpu, uint8_t vector);
 uint64_t mmu_read_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
 void mmu_write_slow(struct x86_cpu *cpu, uint64_t linear, uint64_t value, unsigned size_bytes);
 
-#define _always_inline_ inline __attribute__((always_inline))
-
-/* The host address of a plain access within one page that set knows, else NULL. */
-static _always_inline_ void *tlb_find_in(const struct tlb_set *set, uint64_t linear, uint64_t size_bytes, bool write)
-{
-        unsigned index = tlb_index(linear);
-        uint64_t offset = linear ^ (write ? set->write_tag[index] : set->read_tag[index]);
-        uintptr_t host;
-
-        if (unlikely(offset > GUEST_PAGE_SIZE - size_bytes))
-                return NULL;
-        host = set->host[index] + offset;
-        if (!host)
-                __builtin_unreachable(); /* spares callers the second test */
-        return (void *)host;
-}
-
-/* The same for a data access as things are. */
+/* The host address of a plain data access within one page, as things are, when the TLB knows it; else NULL. */
 static _always_inline_ void *tlb_find(const struct x86_cpu *cpu, uint64_t linear, uint64_t size_bytes, bool write)
 {
         return tlb_find_in(cpu->data, linear, size_bytes, write);
 }
 
-/* Where a mode's set is, as an offset from GS base in translated code. */
+/* Where a mode's set and jump cache are, as offsets from GS base in translated code; not for TLB_CHECKED. */
 static inline uint32_t tlb_set_offset(unsigned mode)
 {
-        return (uint32_t)(offsetof(struct x86_cpu, tlb) + mode * sizeof(struct tlb_set));
+        static const uint32_t at[] = { offsetof(struct x86_cpu, own.supervisor), offsetof(struct x86_cpu, shared),
+                                       offsetof(struct x86_cpu, own.user) };
+
+        return at[mode];
 }
 
-/* The same of a mode's jump cache. */
 static inline uint32_t tjump_offset(unsigned mode)
 {
-        return (uint32_t)(offsetof(struct x86_cpu, jit.jump) + mode * sizeof(((struct x86_cpu *)NULL)->jit.jump[0]));
-}
+        static const uint32_t at[] = { offsetof(struct x86_cpu, jit.jump[0]), offsetof(struct x86_cpu, jit.jump[1]),
+                                       offsetof(struct x86_cpu, own.jump) };
 
-static inline struct tjump *tjump_of(struct x86_cpu *cpu, unsigned mode)
-{
-        return cpu->jit.jump[mode];
+        return at[mode];
 }
 
 /* Chooses the set for data accesses. */
 static inline void tlb_use_mode(struct x86_cpu *cpu, unsigned mode)
 {
         cpu->tlb_mode = (uint8_t)mode;
-        cpu->data = &cpu->tlb[mode];
+        cpu->data = cpu->set[mode];
 }
 
 #define MMU_ACCESS(bits)                                                                              \
@@ -337,20 +275,31 @@ void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, un
 /* A run of up to max_bytes at linear that lies in one page of plain RAM: *run_bytes says how many; NULL when it does not. */
 void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes);
 
+/*
+ * As mmu_fill(), without vector registers: false also when the slow way has to be taken, be it for a fault or for an entry of the
+ * tables that was not accessed before.
+ */
+bool mmu_fill_fast(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
+/*
+ * Enters the translation for a data access into the TLB, or raises what the access would: whether tlb_find() has it now. Not when it
+ * crosses a page, is not RAM, or writes a page with code.
+ */
+bool mmu_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
+
 /* For fetching code: guest physical address and host pointer of linear; raises #PF. host NULL when it is not RAM. */
 uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host);
 
 /* The translation for fetching that is there already, or NULL. */
 static inline const struct tlb_exec_entry *mmu_fetch_cached(const struct x86_cpu *cpu, uint64_t linear)
 {
-        const struct tlb_exec_entry *e = &cpu->tlb_exec[cpu->cpl == 3][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
+        const struct tlb_exec_entry *e = &cpu->exec[cpu->cpl == 3][tlb_exec_index(linear)];
 
         return e->tag == (linear & ~(GUEST_PAGE_SIZE - 1)) ? e : NULL;
 }
 
 static inline uint64_t mmu_fetch(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host)
 {
-        const struct tlb_exec_entry *e = &cpu->tlb_exec[cpu->cpl == 3][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
+        const struct tlb_exec_entry *e = &cpu->exec[cpu->cpl == 3][tlb_exec_index(linear)];
         uint64_t in_page = linear & (GUEST_PAGE_SIZE - 1);
 
         if (likely(e->tag == linear - in_page)) {
@@ -382,14 +331,28 @@ int mmu_translate_debug(struct x86_cpu *cpu, uint64_t linear, uint64_t *gpa);
 /* Loads the four PDPTE registers from CR3 (PAE paging, SDM vol. 3A §4.4.1); false when a reserved bit is set. */
 bool mmu_load_pdpte(struct x86_cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr4);
 
-/*
- * Enters the translation for a data access into the TLB, or raises what the access would: whether tlb_find() has it now. Not when it
- * crosses a page, is not RAM, or writes a page with code.
- */
-bool mmu_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
+/* ---- the soft TLB and its spaces (tlb.c) ---- */
 
+/* Drops what is cached for the current PCID, but for global pages; or everything, also after a change of state behind its back. */
 void mmu_flush(struct x86_cpu *cpu, bool global_too);
+/* INVLPG: the page of linear, of the current PCID or global. */
 void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear);
+/* INVPCID: what is not global of one PCID, of all; one page of one PCID. */
+void mmu_flush_pcid(struct x86_cpu *cpu, unsigned pcid);
+void mmu_flush_all_local(struct x86_cpu *cpu);
+void mmu_flush_pcid_page(struct x86_cpu *cpu, unsigned pcid, uint64_t linear);
+/* CR3 was loaded: its PCID's space becomes the current one; keep: with what is cached for it. */
+void mmu_space_changed(struct x86_cpu *cpu, bool keep);
+
+/* Where translated code of rip is, for tlb_mode; rip's page is in the exec TLB. */
+void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host);
+/* Empties jump caches, and the shadow stack: those of the current space, the supervisor's, all. */
+enum tjump_scope { TJUMPS_SPACE = 1u, TJUMPS_SHARED = 2u, TJUMPS_ALL = 4u };
+void tjump_forget(struct x86_cpu *cpu, unsigned scope);
+
+/* window.c: the memory of a processor, with its windows; all 0. */
+int x86_cpu_map(struct x86_cpu **out, struct err *err) _must_check_;
+void x86_cpu_unmap(struct x86_cpu *cpu);
 
 /* ---- stop the world (complex.c) ---- */
 

@@ -30,22 +30,20 @@
 int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_model *model, const struct x86_platform *platform,
                 void *ctx, struct x86_cpu **out, struct err *err)
 {
-        struct x86_cpu *cpu = aligned_alloc(64, align_up(sizeof(*cpu), 64));
-        int r;
+        struct x86_cpu *cpu;
+        int r = x86_cpu_map(&cpu, err);
 
-        if (!cpu)
-                return err_nomem(err);
-        memset(cpu, 0, sizeof(*cpu));
+        if (r < 0)
+                return r;
         cpu->index = index;
         cpu->complex = complex;
         cpu->model = model;
         cpu->platform = platform;
         cpu->ctx = ctx;
-        cpu->window = (uintptr_t)cpu;
         cpu->jit.tlb_mask = (uint64_t)(TLB_ENTRIES - 1) << GUEST_PAGE_SHIFT;
         r = complex_add(cpu, err);
         if (r < 0) {
-                free(cpu);
+                x86_cpu_unmap(cpu);
                 return r;
         }
         cpu->translator = complex_translator(complex);
@@ -75,7 +73,7 @@ void x86_cpu_free(struct x86_cpu *cpu)
         block_cache_free(cpu->blocks);
         translator_cpu_free(cpu);
         lock_step_free(cpu->lock_step);
-        free(cpu);
+        x86_cpu_unmap(cpu);
 }
 
 /* ---- requests ---- */

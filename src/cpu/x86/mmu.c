@@ -4,10 +4,8 @@
  * An access first looks into the direct-mapped TLB of its mode (cpu.h). Its tag matches only when the whole access lies in one
  * page of RAM, the rights are there, and (for writing) the page is dirty already and holds no decoded code. Everything else
  * comes here: the walk sets accessed and dirty bits by compare-and-exchange on guest memory, faults are raised before anything
- * is changed, an access across two pages is translated for both first, and what is not RAM goes to the platform.
- *
- * Translations are kept for 4 KiB each, also those of large pages; entries say so, because INVLPG of any address in a large
- * page must drop all of it. Nothing is tagged with a PCID: a CR3 load drops all but global translations, which is allowed.
+ * is changed, an access across two pages is translated for both first, and what is not RAM goes to the platform. mmu-fast.c has the
+ * walk for the usual case, tlb.c what is done with its result.
  *
  * Code pages. guest_region.code has a word for each page: bit 0 "decoded code exists", the rest a generation.
  *   becoming code:  set the bit, then look through all other processors' TLBs for a write translation of the page; where there is
@@ -22,7 +20,6 @@
 #include "cpu/x86/system.h"
 
 #include "cpu/x86/cpuid.h"
-#include "cpu/x86/translator.h"
 
 #define PTE_P (1ull << 0)
 #define PTE_W (1ull << 1)
@@ -33,22 +30,8 @@
 #define PTE_G (1ull << 8)
 #define PTE_NX (1ull << 63)
 
-/* Low bits of tlb_set.gpa. */
-#define TLB_LARGE_2M 2u /* or 4M */
-#define TLB_LARGE_1G 4u
-#define TLB_NONE UINT64_MAX /* tag of the exec TLB */
-
 /* After so many writes in a row to one page of code without a decode in between it is taken for data. */
 #define CODE_WRITES_MAX 16
-
-/* What a walk finds. */
-struct translation {
-        uint64_t gpa;   /* of the page */
-        uint32_t flags; /* TLB_GLOBAL, TLB_LARGE_* */
-        bool writable;  /* for this mode, and dirty already */
-};
-
-enum access { ACCESS_READ = 0, ACCESS_WRITE = X86_PF_W, ACCESS_FETCH = X86_PF_I };
 
 static void *physical_pointer(struct x86_cpu *cpu, uint64_t gpa)
 {
@@ -63,30 +46,6 @@ uint64_t mmu_physical_read64(struct x86_cpu *cpu, uint64_t gpa)
 
         return at ? __atomic_load_n(at, __ATOMIC_RELAXED) : UINT64_MAX;
 }
-
-/* Tags and bitmaps are read by other processors: mmu_holds_write_tag(). */
-static void entry_drop(struct tlb_set *set, unsigned index)
-{
-        __atomic_store_n(&set->read_tag[index], tlb_empty_tag(index), __ATOMIC_RELAXED);
-        __atomic_store_n(&set->write_tag[index], tlb_empty_tag(index), __ATOMIC_RELAXED);
-}
-
-static void entry_drop_write(struct tlb_set *set, unsigned index)
-{
-        __atomic_store_n(&set->write_tag[index], tlb_empty_tag(index), __ATOMIC_RELAXED);
-}
-
-static void used_store(struct tlb_used *used, unsigned word, uint64_t bits)
-{
-        uint64_t summary = used->summary & ~(1ull << word);
-
-        __atomic_store_n(&used->word[word], bits, __ATOMIC_RELEASE);
-        __atomic_store_n(&used->summary, bits ? summary | 1ull << word : summary, __ATOMIC_RELEASE);
-}
-
-/* n of each entry in use. */
-#define FOR_EACH_BIT(n, bits) \
-        for (uint64_t left_##n = (bits), n; left_##n && (n = (unsigned)__builtin_ctzll(left_##n), true); left_##n &= left_##n - 1)
 
 /* ---- page walk ---- */
 
@@ -238,25 +197,6 @@ static enum walk_result walk_once(struct x86_cpu *cpu, uint64_t linear, unsigned
         }
 }
 
-/* A fault drops what was cached for the address (SDM vol. 3A §4.10.4.1). */
-static void drop_stale(struct x86_cpu *cpu, uint64_t linear)
-{
-        uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
-
-        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                if (cpu->tlb[mode].read_tag[tlb_index(linear)] == page)
-                        entry_drop(&cpu->tlb[mode], tlb_index(linear));
-        for (unsigned user = 0; user < 2; user++) {
-                struct tlb_exec_entry *e = &cpu->tlb_exec[user][(linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1)];
-
-                if (e->tag == page) {
-                        e->tag = TLB_NONE;
-                        translator_mapping_changed(cpu, user);
-                }
-        }
-        cpu->tlb_generation++;
-}
-
 /* Translates or raises #PF. mode is TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP or TLB_USER. */
 static void translate(struct x86_cpu *cpu, uint64_t linear, unsigned mode, enum access access, struct translation *out)
 {
@@ -271,7 +211,7 @@ static void translate(struct x86_cpu *cpu, uint64_t linear, unsigned mode, enum 
                 result = walk_once(cpu, linear, mode, access, false, out, &error);
         while (result == WALK_AGAIN);
         if (result == WALK_FAULT) {
-                drop_stale(cpu, linear);
+                tlb_drop_faulted(cpu, linear);
                 x86_raise_page_fault(cpu, linear, error | error_bits(cpu, mode, access));
         }
 }
@@ -304,135 +244,6 @@ bool mmu_load_pdpte(struct x86_cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr
         }
         memcpy(cpu->pdpte, entry, sizeof(entry));
         return true;
-}
-
-/* ---- the soft TLB ---- */
-
-static void set_flush(struct tlb_set *set, struct tlb_used *used, bool global_too)
-{
-        FOR_EACH_BIT(word, used->summary) {
-                uint64_t keep = 0;
-
-                FOR_EACH_BIT(bit, used->word[word]) {
-                        unsigned index = (unsigned)(word * 64 + bit);
-
-                        if (!global_too && set->gpa[index] & TLB_GLOBAL)
-                                keep |= 1ull << bit;
-                        else
-                                entry_drop(set, index);
-                }
-                used_store(used, (unsigned)word, keep);
-        }
-}
-
-static void set_reset(struct tlb_set *set)
-{
-        for (unsigned index = 0; index < TLB_ENTRIES; index++)
-                entry_drop(set, index);
-}
-
-void mmu_flush(struct x86_cpu *cpu, bool global_too)
-{
-        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                set_flush(&cpu->tlb[mode], &cpu->tlb_used[mode], global_too);
-        for (unsigned user = 0; user < 2; user++)
-                for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++) {
-                        uint64_t keep = 0;
-
-                        for (uint64_t left = cpu->tlb_exec_used[user][word]; left; left &= left - 1) {
-                                unsigned bit = (unsigned)__builtin_ctzll(left);
-                                struct tlb_exec_entry *e = &cpu->tlb_exec[user][word * 64 + bit];
-
-                                if (!global_too && e->flags & TLB_GLOBAL)
-                                        keep |= 1ull << bit;
-                                else
-                                        e->tag = TLB_NONE;
-                        }
-                        cpu->tlb_exec_used[user][word] = keep;
-                }
-        cpu->tlb_generation++;
-        translator_mapping_changed(cpu, !global_too);
-}
-
-void mmu_reset(struct x86_cpu *cpu)
-{
-        for (unsigned mode = 0; mode < TLB_MODES; mode++)
-                set_reset(&cpu->tlb[mode]);
-        for (unsigned user = 0; user < 2; user++)
-                for (unsigned i = 0; i < TLB_EXEC_ENTRIES; i++)
-                        cpu->tlb_exec[user][i].tag = TLB_NONE;
-        memset(cpu->tlb_used, 0, sizeof(cpu->tlb_used));
-        memset(cpu->tlb_exec_used, 0, sizeof(cpu->tlb_exec_used));
-        cpu->tlb_generation++;
-}
-
-/* Whether a translation of page (with its TLB_LARGE flags) goes away with linear's. */
-static bool covers(uint64_t page, uint32_t flags, uint64_t linear)
-{
-        unsigned shift = flags & TLB_LARGE_1G ? 30 : flags & TLB_LARGE_2M ? 21 : 12;
-
-        return !((page ^ linear) >> shift);
-}
-
-static void set_flush_page(struct tlb_set *set, struct tlb_used *used, uint64_t linear)
-{
-        FOR_EACH_BIT(word, used->summary) {
-                uint64_t keep = used->word[word];
-
-                FOR_EACH_BIT(bit, used->word[word]) {
-                        unsigned index = (unsigned)(word * 64 + bit);
-
-                        if (!covers(set->read_tag[index], (uint32_t)set->gpa[index] & 0xfff, linear))
-                                continue;
-                        entry_drop(set, index);
-                        keep &= ~(1ull << bit);
-                }
-                used_store(used, (unsigned)word, keep);
-        }
-}
-
-void mmu_flush_page(struct x86_cpu *cpu, uint64_t linear)
-{
-        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                set_flush_page(&cpu->tlb[mode], &cpu->tlb_used[mode], linear);
-        for (unsigned user = 0; user < 2; user++) {
-                bool dropped = cpu->jit.exec_replaced[user];
-
-                for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++)
-                        for (uint64_t left = cpu->tlb_exec_used[user][word]; left; left &= left - 1) {
-                                struct tlb_exec_entry *e = &cpu->tlb_exec[user][word * 64 + (unsigned)__builtin_ctzll(left)];
-
-                                if (covers(e->tag, e->flags, linear)) {
-                                        e->tag = TLB_NONE;
-                                        cpu->tlb_exec_used[user][word] &= ~(left & -left);
-                                        dropped = true;
-                                }
-                        }
-                if (dropped)
-                        translator_mapping_changed(cpu, user);
-        }
-        cpu->tlb_generation++;
-}
-
-/* Enters the translation of linear's page, which is RAM of region, into the table of mode. */
-static void tlb_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, const struct translation *t, const struct guest_region *region)
-{
-        unsigned index = tlb_index(linear);
-        struct tlb_set *set = &cpu->tlb[mode];
-        struct tlb_used *used = &cpu->tlb_used[mode];
-        uint64_t page = linear & ~(GUEST_PAGE_SIZE - 1);
-
-        entry_drop(set, index);
-        __atomic_store_n(&set->gpa[index], t->gpa | t->flags, __ATOMIC_RELAXED);
-        set->host[index] = (uintptr_t)region->host + (t->gpa - region->gpa);
-        used_store(used, index / 64, used->word[index / 64] | 1ull << (index % 64));
-        __atomic_store_n(&set->read_tag[index], page, __ATOMIC_RELAXED);
-        if (!t->writable || region->readonly)
-                return;
-        __atomic_store_n(&set->write_tag[index], page, __ATOMIC_RELEASE);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (atomic_load_explicit(guest_region_code(region, t->gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
-                entry_drop_write(set, index);
 }
 
 /* ---- what is not RAM ---- */
@@ -619,6 +430,8 @@ uint64_t mmu_read_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes
         struct span span;
         uint64_t value;
 
+        if (mmu_fill_fast(cpu, linear, size_bytes, false))
+                return load_bytes(tlb_find(cpu, linear, size_bytes, false), size_bytes);
         if (cpu->tlb_mode == TLB_CHECKED)
                 check_access(cpu, linear, size_bytes, false);
         span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_READ);
@@ -632,6 +445,10 @@ void mmu_write_slow(struct x86_cpu *cpu, uint64_t linear, uint64_t value, unsign
 {
         struct span span;
 
+        if (mmu_fill_fast(cpu, linear, size_bytes, true)) {
+                store_bytes(tlb_find(cpu, linear, size_bytes, true), value, size_bytes);
+                return;
+        }
         if (cpu->tlb_mode == TLB_CHECKED)
                 check_access(cpu, linear, size_bytes, true);
         span = translate_span(cpu, linear, size_bytes, rights_mode(cpu), ACCESS_WRITE);
@@ -780,7 +597,7 @@ static unsigned system_mode(const struct x86_cpu *cpu)
 
 void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned size_bytes)
 {
-        const void *at = tlb_find_in(&cpu->tlb[system_mode(cpu)], linear, size_bytes, false);
+        const void *at = tlb_find_in(cpu->set[system_mode(cpu)], linear, size_bytes, false);
         struct span span;
 
         if (likely(at)) {
@@ -795,7 +612,7 @@ void mmu_system_read(struct x86_cpu *cpu, uint64_t linear, void *to, unsigned si
 
 void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, unsigned size_bytes)
 {
-        void *at = tlb_find_in(&cpu->tlb[system_mode(cpu)], linear, size_bytes, true);
+        void *at = tlb_find_in(cpu->set[system_mode(cpu)], linear, size_bytes, true);
         struct span span;
 
         if (likely(at)) {
@@ -818,8 +635,6 @@ void mmu_system_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_
 uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **host)
 {
         bool user = cpu->cpl == 3;
-        unsigned index = (linear >> GUEST_PAGE_SHIFT) & (TLB_EXEC_ENTRIES - 1);
-        struct tlb_exec_entry *e = &cpu->tlb_exec[user][index];
         uint64_t in_page = linear & (GUEST_PAGE_SIZE - 1);
         struct translation t;
         const uint8_t *page;
@@ -827,51 +642,9 @@ uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **ho
         translate(cpu, linear, user ? TLB_USER : TLB_SUPERVISOR, ACCESS_FETCH, &t);
         page = physical_pointer(cpu, t.gpa);
         *host = page ? page + in_page : NULL;
-        if (page) {
-                if (e->tag != TLB_NONE && e->tag != linear - in_page)
-                        cpu->jit.exec_replaced[user] = true;
-                *e = (struct tlb_exec_entry){ .tag = linear - in_page, .gpa = t.gpa, .host = page, .flags = t.flags };
-                cpu->tlb_exec_used[user][index / 64] |= 1ull << (index % 64);
-        }
+        if (page)
+                tlb_fill_exec(cpu, linear, t.gpa, t.flags, page);
         return t.gpa | in_page;
-}
-
-/*
- * Whether set has a write translation of the page at gpa; drop takes them all away (only its own processor may). Reading another
- * one's: the bit in `used` was stored before the tag, which is stored before the barrier of tlb_fill().
- */
-static bool set_find_writer(struct tlb_set *set, const struct tlb_used *used, uint64_t gpa, bool drop)
-{
-        bool found = false;
-
-        FOR_EACH_BIT(word, __atomic_load_n(&used->summary, __ATOMIC_ACQUIRE)) {
-                FOR_EACH_BIT(bit, __atomic_load_n(&used->word[word], __ATOMIC_ACQUIRE)) {
-                        unsigned index = (unsigned)(word * 64 + bit);
-
-                        if ((__atomic_load_n(&set->gpa[index], __ATOMIC_RELAXED) & ~0xfffull) != gpa ||
-                            __atomic_load_n(&set->write_tag[index], __ATOMIC_RELAXED) == tlb_empty_tag(index))
-                                continue;
-                        if (!drop)
-                                return true;
-                        entry_drop_write(set, index);
-                        found = true;
-                }
-        }
-        return found;
-}
-
-bool mmu_holds_write_tag(struct x86_cpu *cpu, uint64_t gpa)
-{
-        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                if (set_find_writer(&cpu->tlb[mode], &cpu->tlb_used[mode], gpa, false))
-                        return true;
-        return false;
-}
-
-static void drop_write_tags(struct x86_cpu *cpu, uint64_t gpa)
-{
-        for (unsigned mode = 0; mode < TLB_CHECKED; mode++)
-                set_find_writer(&cpu->tlb[mode], &cpu->tlb_used[mode], gpa, true);
 }
 
 uint32_t mmu_page_becomes_code(struct x86_cpu *cpu, uint64_t gpa)
@@ -894,7 +667,7 @@ uint32_t mmu_page_becomes_code(struct x86_cpu *cpu, uint64_t gpa)
                  */
                 atomic_fetch_or_explicit(code, GUEST_CODE_PRESENT, memory_order_seq_cst);
                 __atomic_thread_fence(__ATOMIC_SEQ_CST);
-                drop_write_tags(cpu, page);
+                tlb_drop_writers(cpu, page);
                 complex_drop_writers(cpu, page);
                 word = atomic_load_explicit(code, memory_order_acquire);
         }

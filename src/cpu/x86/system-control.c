@@ -52,9 +52,8 @@ void x86_set_cr3(struct x86_cpu *cpu, uint64_t value)
                 x86_gp0(cpu);
         if (!mmu_load_pdpte(cpu, cpu->s.cr0, value, cpu->s.cr4))
                 x86_gp0(cpu);
-        if (!noflush || value != cpu->s.cr3)
-                mmu_flush(cpu, false);
         cpu->s.cr3 = value;
+        mmu_space_changed(cpu, noflush);
 }
 
 static uint64_t cr4_possible(const struct x86_cpu *cpu)
@@ -335,9 +334,13 @@ static const struct insn *op_invpcid(struct x86_cpu *cpu, const struct insn *i)
         if (type == INVPCID_ADDRESS) {
                 if (!x86_canonical(descriptor[1]))
                         x86_gp0(cpu);
-                mmu_flush_page(cpu, descriptor[1]);
+                mmu_flush_pcid_page(cpu, (unsigned)descriptor[0], descriptor[1]);
+        } else if (type == INVPCID_CONTEXT) {
+                mmu_flush_pcid(cpu, (unsigned)descriptor[0]);
+        } else if (type == INVPCID_ALL_GLOBAL) {
+                mmu_flush(cpu, true);
         } else {
-                mmu_flush(cpu, type == INVPCID_ALL_GLOBAL);
+                mmu_flush_all_local(cpu);
         }
         return system_leave(cpu, i);
 }

@@ -164,9 +164,28 @@ void x86_debug_io(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes);
 
 /* ---- memory (mmu.c) ---- */
 
-void mmu_reset(struct x86_cpu *cpu);
-bool mmu_holds_write_tag(struct x86_cpu *cpu, uint64_t gpa);
+/* What a walk finds. */
+struct translation {
+        uint64_t gpa;   /* of the page */
+        uint32_t flags; /* TLB_GLOBAL, TLB_LARGE_* */
+        bool writable;  /* for this mode, and dirty already */
+};
+
+enum access { ACCESS_READ = 0, ACCESS_WRITE = X86_PF_W, ACCESS_FETCH = X86_PF_I };
+
 void mmu_system_probe_write(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes);
+
+/* ---- the soft TLB (tlb.c) ---- */
+
+/* An empty one, of a processor that has just been mapped. */
+void mmu_reset(struct x86_cpu *cpu);
+/* Enters the translation of linear's page, which is RAM of region, into the set of mode. */
+void tlb_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, const struct translation *t, const struct guest_region *region);
+void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t flags, const uint8_t *host);
+void tlb_drop_faulted(struct x86_cpu *cpu, uint64_t linear);
+/* A page becomes code: whether any processor's TLB lets it write it; this one's does no more. */
+bool mmu_holds_write_tag(struct x86_cpu *cpu, uint64_t gpa);
+void tlb_drop_writers(struct x86_cpu *cpu, uint64_t gpa);
 
 /* ---- other processors (complex.c) ---- */
 

@@ -191,6 +191,173 @@ static void test_invalidation(void **state)
         assert_int_equal(FAULT_OF(m, assert_int_equal(mmu_read8(m->cpu, LINEAR + 0x200000), 4)), -1);
 }
 
+#define PML4_B 0x14000ull
+#define PT_B 0x17000ull
+#define CR3_NOFLUSH (1ull << 63)
+
+/* A second address space: tables at PML4_B, whose PT is PT_B. */
+static void second_space(struct test_machine *m)
+{
+        test_poke64(m, PML4_B, 0x15000 | P | W | U);
+        test_poke64(m, 0x15000 + 8, 0x16000 | P | W | U);
+        test_poke64(m, 0x16000, PT_B | P | W | U);
+        for (unsigned i = 0; i < 512; i++)
+                test_poke64(m, PT_B + i * 8, 0);
+        test_poke64(m, DATA, 1);
+        test_poke64(m, DATA + 0x1000, 2);
+        test_poke64(m, DATA + 0x2000, 3);
+}
+
+/* A byte, or -1 when reading it faults. */
+static int read_at(struct test_machine *m, uint64_t linear)
+{
+        volatile int value = -1;
+
+        return FAULT_OF(m, value = mmu_read8(m->cpu, linear)) < 0 ? value : -1;
+}
+#define READS(m, linear, value) assert_int_equal(read_at(m, linear), value)
+
+/* §4.10.1, §4.10.4.1: translations belong to a PCID, and MOV CR3 with bit 63 keeps them. With CPL 0 and 3: a shared and an own table. */
+static void pcids(struct test_machine *m, unsigned cpl)
+{
+        struct x86_cpu *cpu = m->cpu;
+        uint64_t user = cpl == 3 ? U : 0;
+
+        long_mode(m);
+        second_space(m);
+        test_poke64(m, PT, DATA | P | W | user);
+        test_poke64(m, PT_B, (DATA + 0x1000) | P | W | user);
+        test_poke64(m, PT + 8, DATA | P | W | user | G);
+        cpu->s.cr4 |= X86_CR4_PCIDE | X86_CR4_SMAP;
+        cpu->s.cr3 = PML4 | 1;
+        x86_cpu_state_changed(cpu);
+        set_cpl(m, cpl);
+        READS(m, LINEAR, 1);
+        READS(m, LINEAR + 0x1000, 1);
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
+        READS(m, LINEAR, 2);
+        /* Kept while another PCID is current, whatever the tables say. */
+        test_poke64(m, PT, (DATA + 0x2000) | P | W | user);
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4 | 1);
+        READS(m, LINEAR, cpl == 3 ? 1 : 3);
+        /* Without bit 63 they go. */
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
+        x86_set_cr3(cpu, PML4 | 1);
+        READS(m, LINEAR, 3);
+        /* INVPCID of another one. */
+        test_poke64(m, PT_B, DATA | P | W | user);
+        mmu_flush_pcid(cpu, 2);
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
+        READS(m, LINEAR, 1);
+        test_poke64(m, PT, DATA | P | W | user);
+        mmu_flush_pcid_page(cpu, 1, LINEAR);
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4 | 1);
+        READS(m, LINEAR, 1);
+        /* Another table under the same PCID. */
+        test_poke64(m, PT_B, (DATA + 0x1000) | P | W | user);
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 1);
+        READS(m, LINEAR, 2);
+        /* More PCIDs than are kept: each is right all the same. */
+        for (unsigned round = 0; round < 3; round++)
+                for (unsigned pcid = 1; pcid < 40; pcid++) {
+                        x86_set_cr3(cpu, (pcid & 1 ? PML4 : PML4_B) | pcid | (round ? CR3_NOFLUSH : 0));
+                        READS(m, LINEAR, pcid & 1 ? 1 : 2);
+                }
+        mmu_flush_all_local(cpu);
+        test_poke64(m, PT, (DATA + 0x2000) | P | W | user);
+        for (unsigned pcid = 1; pcid < 40; pcid += 2) {
+                x86_set_cr3(cpu, PML4 | pcid | CR3_NOFLUSH);
+                READS(m, LINEAR, 3);
+        }
+        /* INVLPG takes a global page from all. */
+        x86_set_cr3(cpu, PML4 | 1 | CR3_NOFLUSH);
+        READS(m, LINEAR + 0x1000, 1);
+        x86_set_cr3(cpu, PML4 | 3 | CR3_NOFLUSH);
+        READS(m, LINEAR + 0x1000, 1);
+        test_poke64(m, PT + 8, (DATA + 0x1000) | P | W | user | G);
+        READS(m, LINEAR + 0x1000, 1);
+        mmu_flush_page(cpu, LINEAR + 0x1000);
+        READS(m, LINEAR + 0x1000, 2);
+        x86_set_cr3(cpu, PML4 | 1 | CR3_NOFLUSH);
+        READS(m, LINEAR + 0x1000, 2);
+}
+
+static void test_pcid_user(void **state)
+{
+        pcids(*state, 3);
+}
+
+static void test_pcid_supervisor(void **state)
+{
+        pcids(*state, 0);
+}
+
+/* A page becomes code while a space that is not current may write it. */
+static void test_pcid_code(void **state)
+{
+        struct test_machine *m = *state;
+        struct x86_cpu *cpu = m->cpu;
+        _Atomic uint32_t *code;
+        uint32_t before;
+
+        long_mode(m);
+        second_space(m);
+        test_poke64(m, PT, DATA | P | W | U);
+        test_poke64(m, PT_B, (DATA + 0x1000) | P | W | U);
+        cpu->s.cr4 |= X86_CR4_PCIDE;
+        cpu->s.cr3 = PML4 | 1;
+        x86_cpu_state_changed(cpu);
+        set_cpl(m, 3);
+        assert_int_equal(FAULT_OF(m, mmu_write8(cpu, LINEAR, 9)), -1);
+        assert_non_null(tlb_find(cpu, LINEAR, 1, true));
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
+        before = mmu_page_becomes_code(cpu, DATA);
+        assert_false(mmu_holds_write_tag(cpu, DATA));
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4 | 1);
+        assert_null(tlb_find(cpu, LINEAR, 1, true));
+        assert_int_equal(FAULT_OF(m, mmu_write8(cpu, LINEAR, 8)), -1);
+        code = guest_region_code(guest_memory_find(&m->mem, DATA), DATA);
+        assert_int_not_equal(*code, before);
+}
+
+/* A jump cache goes with its space, and empties with what is dropped for fetching. */
+static void test_jump_caches(void **state)
+{
+        struct test_machine *m = *state;
+        struct x86_cpu *cpu = m->cpu;
+        const struct tjump *jump;
+        const uint8_t *host;
+
+        long_mode(m);
+        second_space(m);
+        test_poke64(m, PT, DATA | P | U);
+        test_poke64(m, PT_B, (DATA + 0x1000) | P | U);
+        cpu->s.cr4 |= X86_CR4_PCIDE;
+        cpu->s.cr3 = PML4 | 1;
+        x86_cpu_state_changed(cpu);
+        set_cpl(m, 3);
+        jump = (const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + 0x123;
+        assert_int_equal(FAULT_OF(m, mmu_fetch(cpu, LINEAR + 0x123, &host)), -1);
+        tjump_set(cpu, LINEAR + 0x123, host);
+        assert_int_equal(jump->nrip, -(LINEAR + 0x123));
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
+        assert_int_equal(((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + 0x123)->nrip, TJUMP_NOWHERE);
+        x86_set_cr3(cpu, CR3_NOFLUSH | PML4 | 1);
+        assert_int_equal(jump->nrip, -(LINEAR + 0x123));
+        assert_ptr_equal((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + 0x123, jump);
+        mmu_flush_page(cpu, LINEAR + 0x2000);
+        assert_int_equal(jump->nrip, -(LINEAR + 0x123));
+        mmu_flush_page(cpu, LINEAR);
+        assert_int_equal(jump->nrip, TJUMP_NOWHERE);
+        /* The exec TLB has forgotten the page, the jump cache not. */
+        assert_int_equal(FAULT_OF(m, mmu_fetch(cpu, LINEAR + 0x123, &host)), -1);
+        tjump_set(cpu, LINEAR + 0x123, host);
+        test_poke64(m, PT + 8 * TLB_EXEC_ENTRIES, DATA | P | U);
+        assert_int_equal(FAULT_OF(m, mmu_fetch(cpu, LINEAR + 0x1000 * TLB_EXEC_ENTRIES, &host)), -1);
+        mmu_flush_page(cpu, LINEAR);
+        assert_int_equal(jump->nrip, TJUMP_NOWHERE);
+}
+
 static void protected_mode(struct test_machine *m, uint64_t cr3, uint64_t cr4)
 {
         m->cpu->s.cr0 = X86_CR0_PE | X86_CR0_PG;
@@ -334,6 +501,8 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 MACHINE_TEST(test_long_4k),      MACHINE_TEST(test_long_large),      MACHINE_TEST(test_error_codes),
                 MACHINE_TEST(test_smep_smap),    MACHINE_TEST(test_crossing),        MACHINE_TEST(test_invalidation),
+                MACHINE_TEST(test_pcid_user),    MACHINE_TEST(test_pcid_supervisor), MACHINE_TEST(test_pcid_code),
+                MACHINE_TEST(test_jump_caches),
                 MACHINE_TEST(test_32bit),        MACHINE_TEST(test_pae),             MACHINE_TEST(test_mmio),
                 MACHINE_TEST(test_code_pages),   MACHINE_TEST(test_readonly_region), MACHINE_TEST(test_alignment_check),
         };

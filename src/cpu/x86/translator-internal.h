@@ -27,7 +27,7 @@ struct tregion {
 };
 
 struct translator_stats {
-        _Atomic uint64_t blocks, guest_bytes, host_bytes, killed, evictions, flushes;
+        _Atomic uint64_t blocks, guest_bytes, host_bytes, killed, evictions;
 };
 
 struct translator {

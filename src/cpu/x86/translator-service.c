@@ -90,23 +90,6 @@ static bool run_loop_wanted(struct x86_cpu *cpu)
         return false;
 }
 
-static void jump_fill(struct x86_cpu *cpu, uint64_t rip, const struct tblock *block)
-{
-        unsigned mode = cpu->tlb_mode, index = rip & ((1u << TJUMP_BITS) - 1);
-        const struct tlb_exec_entry *e = mmu_fetch_cached(cpu, rip);
-        struct x86_jit *jit = &cpu->jit;
-
-        if (!e)
-                return;
-        if (mode != TLB_USER && !(e->flags & TLB_GLOBAL))
-                jit->local_jumps = true;
-        if (jit->jumps_filled[mode] < TJUMPS_FILLED)
-                jit->jump_filled[mode][jit->jumps_filled[mode]++] = (uint16_t)index;
-        else
-                jit->jumps_filled[mode] = TJUMPS_FILLED + 1;
-        tjump_of(cpu, mode)[index] = (struct tjump){ -rip, (uintptr_t)code_cache_rx(cpu->translator->cache, block->host) };
-}
-
 static const void *out(struct x86_cpu *cpu)
 {
         translator_vectors_out(cpu);
@@ -131,7 +114,7 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
         if (!x86_canonical(rip))
                 return NULL;
         if ((key & ~(MODE_USER | 7u << 28)) != cpu->jit.jump_key) {
-                translator_mapping_changed(cpu, false);
+                tjump_forget(cpu, TJUMPS_ALL);
                 cpu->jit.jump_key = key & ~(MODE_USER | 7u << 28);
         }
         if (!mmu_fetch_cached(cpu, rip))
@@ -139,7 +122,7 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
         gpa = mmu_fetch(cpu, rip, &host);
         block = translator_lookup(cpu->translator, gpa, key);
         if (block)
-                jump_fill(cpu, rip, block);
+                tjump_set(cpu, rip, code_cache_rx(cpu->translator->cache, block->host));
         return block;
 }
 

@@ -191,9 +191,6 @@ int translator_cpu_new(struct x86_cpu *cpu, struct err *err)
         jit->shadow_base = (uintptr_t)shadow + SHADOW_GUARD + SHADOW_BYTES - 64;
         for (unsigned i = 0; i < 8; i++)
                 ((uint64_t *)jit->shadow_base)[i] = TRANSLATOR_NOWHERE;
-        for (unsigned mode = 0; mode < ARRAY_SIZE(jit->jumps_filled); mode++)
-                jit->jumps_filled[mode] = TJUMPS_FILLED + 1;
-        translator_mapping_changed(cpu, false);
         jit->rsp = jit->shadow_base;
         jit->self = cpu;
         jit->host_mxcsr = 0x1f80;
@@ -581,7 +578,7 @@ void translator_begin(struct x86_cpu *cpu)
                 atomic_store(&cpu->jit.inside, epoch);
         } while (atomic_load(&tr->epoch) != epoch);
         if (cpu->jit.seen != epoch) {
-                translator_mapping_changed(cpu, false);
+                tjump_forget(cpu, TJUMPS_ALL);
                 cpu->jit.seen = epoch;
         }
 }
@@ -611,38 +608,4 @@ struct tblock *translator_find(struct x86_cpu *cpu)
                         *heat = BLOCK_HEAT_NEVER;
         }
         return block;
-}
-
-/* ---- jump caches ---- */
-
-static void jumps_empty(struct x86_cpu *cpu, unsigned mode)
-{
-        struct tjump *jump = tjump_of(cpu, mode);
-        struct x86_jit *jit = &cpu->jit;
-        static const struct tjump none = { .nrip = TRANSLATOR_NOWHERE };
-
-        if (jit->jumps_filled[mode] > TJUMPS_FILLED) {
-                for (unsigned i = 0; i < 1u << TJUMP_BITS; i++)
-                        jump[i] = none;
-        } else {
-                for (unsigned i = 0; i < jit->jumps_filled[mode]; i++)
-                        jump[jit->jump_filled[mode][i]] = none;
-        }
-        jit->jumps_filled[mode] = 0;
-}
-
-void translator_mapping_changed(struct x86_cpu *cpu, bool user_only)
-{
-        if (!cpu->translator)
-                return;
-        atomic_fetch_add_explicit(&cpu->translator->stats.flushes, 1, memory_order_relaxed);
-        jumps_empty(cpu, TLB_USER);
-        cpu->jit.exec_replaced[1] = false;
-        if (!user_only || cpu->jit.local_jumps) {
-                cpu->jit.exec_replaced[0] = cpu->jit.local_jumps = false;
-                jumps_empty(cpu, TLB_SUPERVISOR);
-                jumps_empty(cpu, TLB_SUPERVISOR_SMAP);
-        }
-        cpu->jit.rsp = cpu->jit.shadow_base;
-        cpu->jit.user_shadow = 0;
 }

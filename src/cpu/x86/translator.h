@@ -134,8 +134,6 @@ struct tblock *translator_find(struct x86_cpu *cpu);
 void translator_enter(struct x86_cpu *cpu, const struct tblock *block);
 /* Every translation that touches these bytes is stale. Any thread; a processor that is in it leaves it at its next block. */
 void translator_written(struct translator *tr, uint64_t gpa, uint64_t size_bytes);
-/* This processor's linear addresses mean other pages now: empties its jump caches. user_only: global translations stayed. */
-void translator_mapping_changed(struct x86_cpu *cpu, bool user_only);
 /* Makes s.rip and the flags those before the instruction that faulted in translated code; the run loop, after x86_raise(). */
 void translator_recover(struct x86_cpu *cpu);
 

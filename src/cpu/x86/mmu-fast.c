@@ -1,0 +1,82 @@
+/*
+ * The page walk of the usual TLB miss: 64-bit mode, entries that were accessed (and, for a write, dirty) before, rights that allow the
+ * access, RAM behind it. Whatever else is found, mmu.c walks again and does what has to be done.
+ *
+ * Compiled without vector instructions: translated code calls it while the guest's vector registers are in the host's.
+ *
+ * Source: Intel SDM vol. 3A §4.5 (4-level paging), §4.6 (access rights).
+ */
+#include "cpu/x86/system.h"
+
+#define PTE_P (1ull << 0)
+#define PTE_W (1ull << 1)
+#define PTE_U (1ull << 2)
+#define PTE_A (1ull << 5)
+#define PTE_D (1ull << 6)
+#define PTE_PS (1ull << 7)
+#define PTE_G (1ull << 8)
+#define PTE_NX (1ull << 63)
+
+#define PHYSICAL_MASK ((1ull << X86_PHYSICAL_BITS) - 1)
+#define ADDRESS_MASK (PHYSICAL_MASK & ~0xfffull)
+
+/* Bits that send an entry to the whole walk: reserved ones, and those that would be with another level or feature. */
+static uint64_t odd_bits(const struct x86_cpu *cpu)
+{
+        uint64_t bits = 0xfffffffffffffull & ~PHYSICAL_MASK;
+
+        return cpu->s.efer & X86_EFER_NXE ? bits : bits | PTE_NX;
+}
+
+static bool rights_allow(const struct x86_cpu *cpu, uint64_t all, bool write)
+{
+        if (cpu->tlb_mode == TLB_USER)
+                return all & PTE_U && (!write || all & PTE_W);
+        if (cpu->tlb_mode == TLB_SUPERVISOR_SMAP && all & PTE_U)
+                return false;
+        return !write || all & PTE_W || !(cpu->s.cr0 & X86_CR0_WP);
+}
+
+/* all: the AND of the entries. */
+static bool fill(struct x86_cpu *cpu, uint64_t linear, uint64_t leaf, uint64_t all, unsigned level, bool write)
+{
+        uint64_t page_mask = (1ull << (12 + 9 * (level - 1))) - 1;
+        const struct guest_region *region;
+        struct translation t;
+
+        if ((level > 1 && leaf & page_mask & ~0x1fffull) || (write && !(leaf & PTE_D)) || !rights_allow(cpu, all, write))
+                return false;
+        t.gpa = (leaf & ADDRESS_MASK & ~page_mask) | (linear & page_mask & ~0xfffull);
+        t.flags = (leaf & PTE_G && cpu->s.cr4 & X86_CR4_PGE ? TLB_GLOBAL : 0) | (level == 2 ? TLB_LARGE_2M : level == 3 ? TLB_LARGE_1G : 0);
+        t.writable = leaf & PTE_D && rights_allow(cpu, all, true);
+        region = guest_memory_find(cpu->mem, t.gpa);
+        if (!region)
+                return false;
+        tlb_fill(cpu, linear, cpu->tlb_mode, &t, region);
+        return true;
+}
+
+bool mmu_fill_fast(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
+{
+        uint64_t table = cpu->s.cr3 & ADDRESS_MASK, odd = odd_bits(cpu), all = PTE_W | PTE_U;
+
+        if (!cpu->mode64 || cpu->tlb_mode == TLB_CHECKED || (linear & 0xfff) > GUEST_PAGE_SIZE - size_bytes || !x86_canonical(linear))
+                return false;
+        for (unsigned level = 4;; level--) {
+                uint64_t at = table + (linear >> (12 + 9 * (level - 1)) & 511) * 8, entry;
+                const struct guest_region *region = guest_memory_find(cpu->mem, at);
+
+                if (!region)
+                        return false;
+                entry = __atomic_load_n((const uint64_t *)(region->host + (at - region->gpa)), __ATOMIC_RELAXED);
+                if ((entry & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || entry & odd)
+                        return false;
+                all &= entry;
+                if (level == 1 || entry & PTE_PS) {
+                        if (level == 4 || (level == 3 && !cpu->pages_1g) || !fill(cpu, linear, entry, all, level, write))
+                                return false;
+                        return tlb_find(cpu, linear, size_bytes, write);
+                }
+                table = entry & ADDRESS_MASK;
+        }
+}

@@ -91,6 +91,7 @@ void emit_handler(struct translation *t, struct tinsn *i)
         uint32_t number;
         struct tsite *site = translate_site(t, TSITE_HANDLER, i, &number);
 
+        site->fast = system_fast(i);
         translate_stub_here(t, number, TTHUNK_HANDLER);
         if (i->ends)
                 return;
@@ -131,6 +132,8 @@ static void choose(struct tinsn *i, uint32_t key)
 {
         flags_classify(i);
         i->emit = branch_translate(i);
+        if (!i->emit)
+                i->emit = system_translate(i, key);
         /* Beside branches an instruction that ends a block faults for certain, or changes the mode. */
         if (!i->emit && !(i->insn.flags & INSN_ENDS_BLOCK)) {
                 i->emit = stack_translate(i);

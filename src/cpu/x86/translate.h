@@ -138,7 +138,13 @@ void guest_store(struct translation *t, unsigned guest, unsigned from);
 temit_fn integer_translate(struct tinsn *i);
 temit_fn branch_translate(struct tinsn *i);
 temit_fn stack_translate(struct tinsn *i);
+temit_fn system_translate(struct tinsn *i, uint32_t key);
 temit_fn simd_translate(struct tinsn *i, uint32_t key);
+
+/* ---- translate-system.c ---- */
+
+/* For a TSITE_HANDLER: what does the usual case with the guest's vector registers where they are; NULL: nothing. */
+fast_fn system_fast(const struct tinsn *i);
 
 /* ---- translate-branch.c ---- */
 

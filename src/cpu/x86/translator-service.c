@@ -182,12 +182,22 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
 
         if (is_branch(insn))
                 return interpret_at(cpu, site, insn_rip(cpu, insn->start));
-        translator_vectors_out(cpu);
         flags_in(cpu, site);
         cpu->insn = insn;
-        do
-                next = insn->fn(cpu, insn);
-        while (next == insn);
+        switch (site->fast ? site->fast(cpu, insn) : FAST_NO) {
+        case FAST_NEXT:
+                next = insn + 1;
+                break;
+        case FAST_LEFT:
+                next = NULL;
+                break;
+        default:
+                translator_vectors_out(cpu);
+                cpu->request_mask = x86_request_mask(cpu); /* the handler of a long instruction with REP goes by it */
+                do
+                        next = insn->fn(cpu, insn);
+                while (next == insn);
+        }
         /* Another key (STAC, CLAC), or bytes that changed: the rest of the block is not for what comes. */
         same = translation_key(cpu) == key;
         if (next == insn + 1 && same && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE)) {

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "cpu/x86/cpu.h"
+#include "cpu/x86/translator-fast.h"
 #include "jit/code-cache.h"
 #include "jit/x86-asm.h"
 
@@ -59,6 +60,7 @@ struct tsite {
         uint8_t size_bytes;  /* of the access, TSITE_MEMORY. TSITE_JUMP: to add to RSP once the target is known canonical (RET) */
         bool write, stack;   /* TSITE_MEMORY: stack: at RSP (POP, RET) or RSP - size (PUSH, CALL), not insn's operand */
         bool backward;       /* TSITE_CHAIN */
+        fast_fn fast;        /* TSITE_HANDLER: tried before insn's own handler; NULL: none */
         struct tflags_recipe recipe;
         int32_t target;      /* guest offset in the page */
         uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY */

@@ -1,0 +1,428 @@
+/*
+ * Fast handlers: see translator-fast.h. 64-bit mode without MODE_STEP and TLB_CHECKED, as for all translated code; cpu->lazy holds the
+ * status flags.
+ *
+ * Compiled without vector instructions, and calling only what is.
+ *
+ * Source: Intel SDM vol. 2 "SYSCALL", "SYSRET", "IRET", "MOV—Move to/from Control Registers", "INVLPG", "WRMSR", "RDTSC", "PUSHF",
+ * "POPF", "REP"; vol. 3A §3.4.5 (segment descriptors), §5.8 (return to an outer level).
+ */
+#include "cpu/x86/translator-fast.h"
+
+#include "cpu/x86/flags.h"
+#include "cpu/x86/system.h"
+
+#define R11_AT 11
+#define CR3_NOFLUSH (1ull << 63)
+#define FLAGS_KEPT                                                                                                          \
+        (X86_FLAG_TF | X86_FLAG_IF | X86_FLAG_DF | X86_FLAG_IOPL | X86_FLAG_NT | X86_FLAG_RF | X86_FLAG_VM | X86_FLAG_AC | \
+         X86_FLAG_VIF | X86_FLAG_VIP | X86_FLAG_ID)
+
+static uint64_t flags_get(const struct x86_cpu *cpu)
+{
+        return (cpu->s.rflags & FLAGS_KEPT) | X86_FLAG_FIXED | flags_status(cpu);
+}
+
+static void flags_put(struct x86_cpu *cpu, uint64_t rflags)
+{
+        cpu->s.rflags = (rflags & (FLAGS_KEPT | X86_FLAGS_STATUS)) | X86_FLAG_FIXED;
+        flags_set_status(cpu, rflags);
+}
+
+/* Whether 64-bit code may go on with these flags at that CPL without single step and alignment checks. */
+static bool plain_flags(const struct x86_cpu *cpu, uint64_t rflags, unsigned cpl)
+{
+        return !(rflags & (X86_FLAG_TF | X86_FLAG_VM)) && !(cpl == 3 && rflags & X86_FLAG_AC && cpu->s.cr0 & X86_CR0_AM);
+}
+
+/* What x86_mode_changed() would find when only CPL and AC differ. */
+static void set_cpl(struct x86_cpu *cpu, unsigned cpl)
+{
+        cpu->cpl = (uint8_t)cpl;
+        cpu->mode_key = cpl == 3 ? cpu->mode_key | MODE_USER : cpu->mode_key & ~MODE_USER;
+        if (cpl == 3)
+                tlb_use_mode(cpu, TLB_USER);
+        else
+                tlb_use_mode(cpu, cpu->s.cr4 & X86_CR4_SMAP && !(cpu->s.rflags & X86_FLAG_AC) ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR);
+}
+
+static uint64_t *gpr(struct x86_cpu *cpu, uint8_t at)
+{
+        return (uint64_t *)((char *)cpu->s.gpr + at);
+}
+
+/* ---- system calls ---- */
+
+/* The fixed segments: present, accessed, 4 GiB. */
+static void flat_segment(struct x86_segment *s, uint16_t selector, unsigned dpl, bool code)
+{
+        s->selector = selector;
+        s->access = (code ? 0xbu | X86_ACCESS_L : 3u | X86_ACCESS_DB) | X86_ACCESS_S | X86_ACCESS_P | dpl << X86_ACCESS_DPL_SHIFT | X86_ACCESS_G;
+        s->limit = UINT32_MAX;
+        s->base = 0;
+}
+
+static enum fast_result fast_syscall(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint16_t selector = (uint16_t)(cpu->s.star >> 32) & 0xfffc;
+        uint64_t flags = flags_get(cpu);
+
+        if (!(cpu->s.efer & X86_EFER_SCE))
+                return FAST_NO;
+        cpu->s.gpr[X86_RCX] = insn_rip(cpu, i->end);
+        cpu->s.gpr[R11_AT] = flags & ~X86_FLAG_RF;
+        cpu->s.rip = cpu->s.lstar;
+        flags_put(cpu, flags & ~(cpu->s.sfmask | X86_FLAG_RF));
+        flat_segment(&cpu->s.seg[X86_CS], selector, 0, true);
+        flat_segment(&cpu->s.seg[X86_SS], (uint16_t)(selector + 8), 0, false);
+        cpu->step_trap = false;
+        set_cpl(cpu, 0);
+        return FAST_LEFT;
+}
+
+static enum fast_result fast_sysret(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint16_t selector = (uint16_t)(cpu->s.star >> 48);
+        uint64_t rip = cpu->s.gpr[X86_RCX], flags = cpu->s.gpr[R11_AT] & 0x3c7fd7;
+
+        if (cpu->cpl != 0 || !(cpu->s.efer & X86_EFER_SCE) || i->opsize != 8 || !x86_canonical(rip) || !plain_flags(cpu, flags, 3))
+                return FAST_NO;
+        cpu->s.rip = rip;
+        flags_put(cpu, flags);
+        flat_segment(&cpu->s.seg[X86_CS], (uint16_t)((selector + 16) | 3), 3, true);
+        flat_segment(&cpu->s.seg[X86_SS], (uint16_t)((selector + 8) | 3), 3, false);
+        set_cpl(cpu, 3);
+        return FAST_LEFT;
+}
+
+/* ---- IRETQ ---- */
+
+/* A descriptor of the GDT when the TLB has it; 0: not. */
+static uint64_t descriptor_at(const struct x86_cpu *cpu, uint16_t selector)
+{
+        unsigned mode = cpu->s.cr4 & X86_CR4_SMAP ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR;
+        const uint64_t *at;
+
+        if (!(selector & 0xfffc) || selector & 4 || (selector | 7u) > cpu->s.gdtr.limit)
+                return 0;
+        at = tlb_find_in(cpu->set[mode], cpu->s.gdtr.base + (selector & 0xfff8u), 8, false);
+        return at ? __atomic_load_n(at, __ATOMIC_RELAXED) : 0;
+}
+
+#define RAW(access) ((uint64_t)(access) << 40)
+#define RAW_CHECKED RAW(0x609f) /* P, S, type; L, D/B */
+
+/* 64-bit code that is not conforming, and writable data that does not expand down: accessed already, of that privilege. */
+static bool good_code(uint64_t raw, unsigned dpl)
+{
+        return (raw & (RAW_CHECKED & ~RAW(2))) == RAW(0x2099) && DESC_DPL(raw) == dpl;
+}
+
+static bool good_stack(uint64_t raw, unsigned dpl)
+{
+        return (raw & RAW(0x9f)) == RAW(0x93) && DESC_DPL(raw) == dpl;
+}
+
+/* A null SS, which 64-bit kernels have after an interrupt from CPL 3. */
+static bool good_null_stack(uint16_t selector, unsigned cpl)
+{
+        return !(selector & 0xfffc) && cpl == 0;
+}
+
+static void set_segment(struct x86_segment *s, uint16_t selector, uint64_t raw)
+{
+        uint32_t limit = (uint32_t)(raw & 0xffff) | ((uint32_t)(raw >> 32) & 0xf0000);
+
+        s->selector = selector;
+        s->access = (uint32_t)(raw >> 40) & 0xf0ff;
+        s->limit = raw >> 55 & 1 ? limit << 12 | 0xfff : limit;
+        s->base = (raw >> 16 & 0xffffff) | (raw >> 32 & 0xff000000);
+}
+
+/* Nothing that a return to CPL 3 would have to take away, beside null selectors with an RPL. */
+static bool data_segments_stay(const struct x86_cpu *cpu)
+{
+        static const uint8_t data[] = { X86_ES, X86_DS, X86_FS, X86_GS };
+
+        for (unsigned n = 0; n < ARRAY_SIZE(data); n++) {
+                const struct x86_segment *s = &cpu->s.seg[data[n]];
+
+                if (s->access & X86_ACCESS_UNUSABLE ? s->selector : (s->access >> X86_ACCESS_DPL_SHIFT & 3) != 3 || !(s->selector & 0xfffc))
+                        return false;
+        }
+        return true;
+}
+
+enum { FRAME_RIP, FRAME_CS, FRAME_FLAGS, FRAME_RSP, FRAME_SS, FRAME_SLOTS };
+
+static enum fast_result fast_iretq(struct x86_cpu *cpu, const struct insn *i)
+{
+        const uint64_t *frame = tlb_find(cpu, cpu->s.gpr[X86_RSP], FRAME_SLOTS * 8, false);
+        uint64_t may = X86_FLAGS_STATUS | X86_FLAG_DF | X86_FLAG_RF | X86_FLAG_AC | X86_FLAG_ID | X86_FLAG_IF | X86_FLAG_IOPL |
+                       X86_FLAG_VIF | X86_FLAG_VIP;
+        uint64_t slot[FRAME_SLOTS], flags, code, stack;
+        unsigned cpl;
+
+        if (!frame || cpu->cpl != 0 || cpu->s.rflags & X86_FLAG_NT || cpu->s.nmi_masked)
+                return FAST_NO;
+        for (unsigned n = 0; n < FRAME_SLOTS; n++)
+                slot[n] = __atomic_load_n(&frame[n], __ATOMIC_RELAXED);
+        cpl = slot[FRAME_CS] & 3;
+        flags = slot[FRAME_FLAGS];
+        code = descriptor_at(cpu, (uint16_t)slot[FRAME_CS]);
+        stack = descriptor_at(cpu, (uint16_t)slot[FRAME_SS]);
+        if ((cpl != 0 && cpl != 3) || (slot[FRAME_SS] & 3) != cpl || !good_code(code, cpl) ||
+            !(good_stack(stack, cpl) || good_null_stack((uint16_t)slot[FRAME_SS], cpl)) || !x86_canonical(slot[FRAME_RIP]) || flags & X86_FLAG_NT || !plain_flags(cpu, flags, cpl) || (cpl == 3 && !data_segments_stay(cpu)))
+                return FAST_NO;
+        flags_put(cpu, (flags_get(cpu) & ~may) | (flags & may));
+        set_segment(&cpu->s.seg[X86_CS], (uint16_t)slot[FRAME_CS], code);
+        if (stack)
+                set_segment(&cpu->s.seg[X86_SS], (uint16_t)slot[FRAME_SS], stack);
+        else
+                cpu->s.seg[X86_SS] = (struct x86_segment){ .selector = (uint16_t)slot[FRAME_SS], .access = X86_ACCESS_UNUSABLE };
+        cpu->s.gpr[X86_RSP] = slot[FRAME_RSP];
+        cpu->s.rip = slot[FRAME_RIP];
+        set_cpl(cpu, cpl);
+        return FAST_LEFT;
+}
+
+/* ---- translations ---- */
+
+static enum fast_result fast_mov_to_cr(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t value = *gpr(cpu, i->reg[1]);
+        bool keep = value & CR3_NOFLUSH && cpu->s.cr4 & X86_CR4_PCIDE;
+
+        if (keep)
+                value &= ~CR3_NOFLUSH;
+        if (i->imm2 != 3 || cpu->cpl != 0 || value >> X86_PHYSICAL_BITS)
+                return FAST_NO;
+        cpu->s.rip = insn_rip(cpu, i->end);
+        cpu->s.cr3 = value;
+        mmu_space_changed(cpu, keep);
+        return FAST_LEFT;
+}
+
+static enum fast_result fast_invlpg(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t linear = insn_offset(cpu, i);
+
+        if (cpu->cpl != 0)
+                return FAST_NO;
+        if (i->seg >= X86_FS)
+                linear += cpu->s.seg[i->seg].base;
+        if (x86_canonical(linear))
+                mmu_flush_page(cpu, linear);
+        cpu->s.rip = insn_rip(cpu, i->end);
+        return FAST_LEFT;
+}
+
+/* ---- registers ---- */
+
+static uint64_t *base_msr(struct x86_cpu *cpu, uint32_t index)
+{
+        switch (index) {
+        case 0xc0000100: return &cpu->s.seg[X86_FS].base;
+        case 0xc0000101: return &cpu->s.seg[X86_GS].base;
+        case 0xc0000102: return &cpu->s.kernel_gs_base;
+        default: return NULL;
+        }
+}
+
+static enum fast_result fast_wrmsr(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t *at = base_msr(cpu, (uint32_t)cpu->s.gpr[X86_RCX]);
+        uint64_t value = (uint64_t)(uint32_t)cpu->s.gpr[X86_RDX] << 32 | (uint32_t)cpu->s.gpr[X86_RAX];
+
+        if (!at || cpu->cpl != 0 || !x86_canonical(value))
+                return FAST_NO;
+        *at = value;
+        return FAST_NEXT;
+}
+
+static void set_edx_eax(struct x86_cpu *cpu, uint64_t value)
+{
+        cpu->s.gpr[X86_RAX] = (uint32_t)value;
+        cpu->s.gpr[X86_RDX] = value >> 32;
+}
+
+static enum fast_result fast_rdmsr(struct x86_cpu *cpu, const struct insn *i)
+{
+        const uint64_t *at = base_msr(cpu, (uint32_t)cpu->s.gpr[X86_RCX]);
+
+        if (!at || cpu->cpl != 0)
+                return FAST_NO;
+        set_edx_eax(cpu, *at);
+        return FAST_NEXT;
+}
+
+static enum fast_result fast_rdtsc(struct x86_cpu *cpu, const struct insn *i)
+{
+        if (cpu->s.cr4 & X86_CR4_TSD && cpu->cpl != 0)
+                return FAST_NO;
+        set_edx_eax(cpu, __builtin_ia32_rdtsc() + cpu->s.tsc_offset);
+        if (i->op == ZYDIS_MNEMONIC_RDTSCP)
+                cpu->s.gpr[X86_RCX] = (uint32_t)cpu->s.tsc_aux;
+        return FAST_NEXT;
+}
+
+static enum fast_result fast_pushfq(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t sp = cpu->s.gpr[X86_RSP] - 8, *at = tlb_find(cpu, sp, 8, true);
+
+        if (!at || i->opsize != 8)
+                return FAST_NO;
+        __atomic_store_n(at, flags_get(cpu) & ~(X86_FLAG_VM | X86_FLAG_RF), __ATOMIC_RELAXED);
+        cpu->s.gpr[X86_RSP] = sp;
+        return FAST_NEXT;
+}
+
+/* Status flags, DF, ID and, for the kernel, IF; whatever else would change is for the handler. */
+static enum fast_result fast_popfq(struct x86_cpu *cpu, const struct insn *i)
+{
+        const uint64_t *at = tlb_find(cpu, cpu->s.gpr[X86_RSP], 8, false);
+        uint64_t old = flags_get(cpu), may = X86_FLAGS_STATUS | X86_FLAG_DF | X86_FLAG_ID | (cpu->cpl == 0 ? X86_FLAG_IF : 0), flags;
+
+        if (!at || i->opsize != 8 || old & X86_FLAG_RF)
+                return FAST_NO;
+        flags = __atomic_load_n(at, __ATOMIC_RELAXED);
+        if ((flags ^ old) & FLAGS_KEPT & ~may)
+                return FAST_NO;
+        flags_put(cpu, (old & ~may) | (flags & may));
+        cpu->s.gpr[X86_RSP] += 8;
+        if (!(flags & ~old & X86_FLAG_IF))
+                return FAST_NEXT;
+        cpu->s.rip = insn_rip(cpu, i->end); /* interrupts that wait may come now */
+        return FAST_LEFT;
+}
+
+/* ---- REP MOVS and STOS forward ---- */
+
+static void copy_run(void *to, const void *from, uint64_t count, unsigned size_bytes)
+{
+        switch (size_bytes) {
+        case 1: __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(count)::"memory"); break;
+        case 2: __asm__ volatile("rep movsw" : "+D"(to), "+S"(from), "+c"(count)::"memory"); break;
+        case 4: __asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(count)::"memory"); break;
+        default: __asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(count)::"memory"); break;
+        }
+}
+
+static void fill_run(void *to, uint64_t value, uint64_t count, unsigned size_bytes)
+{
+        switch (size_bytes) {
+        case 1: __asm__ volatile("rep stosb" : "+D"(to), "+c"(count) : "a"(value) : "memory"); break;
+        case 2: __asm__ volatile("rep stosw" : "+D"(to), "+c"(count) : "a"(value) : "memory"); break;
+        case 4: __asm__ volatile("rep stosl" : "+D"(to), "+c"(count) : "a"(value) : "memory"); break;
+        default: __asm__ volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(value) : "memory"); break;
+        }
+}
+
+static void *find_or_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
+{
+        void *at = tlb_find(cpu, linear, size_bytes, write);
+
+        if (likely(at))
+                return at;
+        return mmu_fill_fast(cpu, linear, size_bytes, write) ? tlb_find(cpu, linear, size_bytes, write) : NULL;
+}
+
+static bool string_possible(const struct x86_cpu *cpu, const struct insn *i)
+{
+        return i->flags & INSN_REP && i->asize == 8 && i->seg < X86_FS && !(cpu->s.rflags & X86_FLAG_DF);
+}
+
+/* Whole elements that lie in the page of linear. */
+static uint64_t elements_in_page(uint64_t linear, unsigned size_bytes)
+{
+        return (GUEST_PAGE_SIZE - (linear & (GUEST_PAGE_SIZE - 1))) / size_bytes;
+}
+
+static bool pause_wanted(struct x86_cpu *cpu)
+{
+        return !atomic_load_explicit(&cpu->jit.go, memory_order_relaxed);
+}
+
+/* More to do, but something wants to come in between: the same instruction again after it. */
+static enum fast_result again(struct x86_cpu *cpu, const struct insn *i)
+{
+        cpu->s.rip = insn_rip(cpu, i->start);
+        return FAST_LEFT;
+}
+
+static enum fast_result fast_movs(struct x86_cpu *cpu, const struct insn *i)
+{
+        unsigned size = i->opsize;
+
+        if (!string_possible(cpu, i))
+                return FAST_NO;
+        while (cpu->s.gpr[X86_RCX]) {
+                uint64_t source = cpu->s.gpr[X86_RSI], destination = cpu->s.gpr[X86_RDI];
+                uint64_t count = MIN(cpu->s.gpr[X86_RCX], MIN(elements_in_page(source, size), elements_in_page(destination, size)));
+                const void *from;
+                void *to;
+
+                if (!count)
+                        return FAST_NO;
+                from = find_or_fill(cpu, source, size, false);
+                to = from ? find_or_fill(cpu, destination, size, true) : NULL; /* last: see mmu_run() */
+                if (!to)
+                        return FAST_NO;
+                copy_run(to, from, count, size);
+                cpu->s.gpr[X86_RSI] = source + count * size;
+                cpu->s.gpr[X86_RDI] = destination + count * size;
+                cpu->s.gpr[X86_RCX] -= count;
+                if (cpu->s.gpr[X86_RCX] && pause_wanted(cpu))
+                        return again(cpu, i);
+        }
+        return FAST_NEXT;
+}
+
+static enum fast_result fast_stos(struct x86_cpu *cpu, const struct insn *i)
+{
+        unsigned size = i->opsize;
+
+        if (!string_possible(cpu, i))
+                return FAST_NO;
+        while (cpu->s.gpr[X86_RCX]) {
+                uint64_t destination = cpu->s.gpr[X86_RDI], count = MIN(cpu->s.gpr[X86_RCX], elements_in_page(destination, size));
+                void *to = count ? find_or_fill(cpu, destination, size, true) : NULL;
+
+                if (!to)
+                        return FAST_NO;
+                fill_run(to, cpu->s.gpr[X86_RAX], count, size);
+                cpu->s.gpr[X86_RDI] = destination + count * size;
+                cpu->s.gpr[X86_RCX] -= count;
+                if (cpu->s.gpr[X86_RCX] && pause_wanted(cpu))
+                        return again(cpu, i);
+        }
+        return FAST_NEXT;
+}
+
+/* ---- which ---- */
+
+fast_fn fast_handler(const struct insn *i)
+{
+        switch (i->op) {
+        case ZYDIS_MNEMONIC_SYSCALL: return fast_syscall;
+        case ZYDIS_MNEMONIC_SYSRET: return fast_sysret;
+        case ZYDIS_MNEMONIC_IRETQ: return fast_iretq;
+        case ZYDIS_MNEMONIC_MOV: return fast_mov_to_cr;
+        case ZYDIS_MNEMONIC_INVLPG: return fast_invlpg;
+        case ZYDIS_MNEMONIC_WRMSR: return fast_wrmsr;
+        case ZYDIS_MNEMONIC_RDMSR: return fast_rdmsr;
+        case ZYDIS_MNEMONIC_RDTSC:
+        case ZYDIS_MNEMONIC_RDTSCP: return fast_rdtsc;
+        case ZYDIS_MNEMONIC_PUSHFQ: return fast_pushfq;
+        case ZYDIS_MNEMONIC_POPFQ: return fast_popfq;
+        case ZYDIS_MNEMONIC_MOVSB:
+        case ZYDIS_MNEMONIC_MOVSW:
+        case ZYDIS_MNEMONIC_MOVSD:
+        case ZYDIS_MNEMONIC_MOVSQ: return fast_movs;
+        case ZYDIS_MNEMONIC_STOSB:
+        case ZYDIS_MNEMONIC_STOSW:
+        case ZYDIS_MNEMONIC_STOSD:
+        case ZYDIS_MNEMONIC_STOSQ: return fast_stos;
+        default: return NULL;
+        }
+}

@@ -1,0 +1,19 @@
+/*
+ * Handlers that translated code calls with the guest's vector registers still in the host's: the usual case of what system calls,
+ * faults, task switches and copies of memory are made of. They decline whatever is odd, before anything is changed; the
+ * interpreter's handler does it then. None of them raises a fault.
+ */
+#pragma once
+
+#include "cpu/x86/cpu.h"
+
+enum fast_result {
+        FAST_NO,   /* the interpreter's handler is to do it; an instruction with REP may be part done, with its registers right */
+        FAST_NEXT, /* on to the next instruction */
+        FAST_LEFT, /* s.rip says where to go on */
+};
+
+typedef enum fast_result (*fast_fn)(struct x86_cpu *cpu, const struct insn *insn);
+
+/* The one for an instruction of a 64-bit block, or NULL. A MOV is one to a control register, MOVS the string instruction. */
+fast_fn fast_handler(const struct insn *insn);

@@ -235,8 +235,12 @@ const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64
 
         begin(cpu, number);
         cpu->insn = site->insn;
-        translator_vectors_out(cpu);
         cpu->jit.tlb_misses++;
+        if (mmu_fill_fast(cpu, linear, site->size_bytes, site->write)) {
+                cpu->jit.site = 0;
+                return code_cache_rx(cpu->translator->cache, site->retry);
+        }
+        translator_vectors_out(cpu);
         if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write)) {
                 cpu->jit.site = 0;
                 return code_cache_rx(cpu->translator->cache, site->retry);

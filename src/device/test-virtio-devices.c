@@ -585,7 +585,7 @@ static void check_blk_many(void **state, unsigned flags)
         struct fixture *f = *state;
         enum { PER_QUEUE = 100, ROUNDS = 3 };
         static struct blk_slot slot[4][PER_QUEUE];
-        unsigned before, back = 0;
+        unsigned before, interrupts, back = 0;
 
         f->disk_flags = flags;
         new_disk(f, 4);
@@ -622,9 +622,9 @@ static void check_blk_many(void **state, unsigned flags)
                         }
                         uv_run(&f->bed.loop, UV_RUN_NOWAIT);
                 }
-                /* One interrupt for a batch. */
-                assert_true(f->bed.interrupts[1] + f->bed.interrupts[2] + f->bed.interrupts[3] + f->bed.interrupts[4] - before <
-                            300);
+                /* One interrupt for a batch; threads that the driver keeps up with have batches of one. */
+                interrupts = f->bed.interrupts[1] + f->bed.interrupts[2] + f->bed.interrupts[3] + f->bed.interrupts[4] - before;
+                assert_in_range(interrupts, 1, flags ? 4 * PER_QUEUE : 300);
                 for (unsigned q = 0; q < 4; q++) {
                         for (unsigned i = 0; i < PER_QUEUE; i++)
                                 assert_int_equal(slot_data(f, &slot[q][i])[511], (uint8_t)(q * 50 + i));

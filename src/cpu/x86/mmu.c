@@ -671,5 +671,6 @@ uint32_t mmu_page_becomes_code(struct x86_cpu *cpu, uint64_t gpa)
                 complex_drop_writers(cpu, page);
                 word = atomic_load_explicit(code, memory_order_acquire);
         }
-        return word;
+        /* Another processor may write it so often that it is no code page again: then nothing decoded now is fresh, ever. */
+        return word & GUEST_CODE_PRESENT ? word : (word - GUEST_CODE_STEP) | GUEST_CODE_PRESENT;
 }

@@ -147,7 +147,8 @@ static void check_near(void)
         check_eq("a store to an earlier instruction of a hot loop", sum, HOT + 3 * HOT);
         /* And the other way: an instruction ahead in the same straight line. */
         __asm__ volatile("movl %1, %%ecx\n xorl %%eax, %%eax\n 1: movb %%cl, 2f+1(%%rip)\n addl $0, %%eax\n addq $0, %%rsi\n nop\n"
-                         "2: movb $0, %%dl\n movzbl %%dl, %%edx\n movzbl %%cl, %%edi\n cmpl %%edx, %%edi\n setne %%dl\n movzbl %%dl, %%edx\n addl %%edx, %%eax\n"
+                         "2: movb $0, %%dl\n movzbl %%dl, %%edx\n movzbl %%cl, %%edi\n cmpl %%edx, %%edi\n setne %%dl\n movzbl %%dl, %%edx\n"
+                         "addl %%edx, %%eax\n"
                          "decl %%ecx\n jnz 1b" : "=&a"(sum) : "i"(HOT) : "rcx", "rdx", "rdi", "rsi", "memory", "cc");
         check_eq("a store to an instruction ahead in the same block", sum, 0);
 }
@@ -440,7 +441,8 @@ static void check_remap(void)
 
 __asm__("change_return: addq $2, (%rsp)\n ret\n"
         "deep: decq %rdi\n jz 1f\n call deep\n incq %rax\n ret\n 1: xorl %eax, %eax\n ret\n"
-        "mutual: xorl %eax, %eax\n 1: leaq 2f(%rip), %rdx\n pushq %rdx\n leaq 3f(%rip), %rdx\n pushq %rdx\n ret\n ud2\n 2: decq %rdi\n jnz 1b\n ret\n 3: incq %rax\n ret\n"
+        "mutual: xorl %eax, %eax\n 1: leaq 2f(%rip), %rdx\n pushq %rdx\n leaq 3f(%rip), %rdx\n pushq %rdx\n ret\n ud2\n"
+        "2: decq %rdi\n jnz 1b\n ret\n 3: incq %rax\n ret\n"
         "thrown: decq %rdi\n jz 1f\n call thrown\n ud2\n 1: movq %rsi, %rsp\n ret\n");
 extern function deep, mutual;
 extern uint8_t thrown[], change_return[];
@@ -670,7 +672,8 @@ static void check_faults(void)
                 static const uint32_t unmasked = 0x1f80 & ~0x200u, masked = 0x1f80;
 
                 __asm__ volatile("leaq 8f(%%rip), %%rax\n movq %%rax, catch_at(%%rip)\n movl %1, %%ecx\n pxor %%xmm1, %%xmm1\n"
-                                 "1: movl $1, %%eax\n cvtsi2ssl %%eax, %%xmm0\n cmpl $1, %%ecx\n jne 5f\n ldmxcsr %2\n 5: divss %%xmm1, %%xmm0\n decl %%ecx\n jnz 1b\n ud2\n"
+                                 "1: movl $1, %%eax\n cvtsi2ssl %%eax, %%xmm0\n cmpl $1, %%ecx\n jne 5f\n ldmxcsr %2\n"
+                                 "5: divss %%xmm1, %%xmm0\n decl %%ecx\n jnz 1b\n ud2\n"
                                  "8: leaq 5b(%%rip), %0\n ldmxcsr %3" : "=&r"(rip) : "i"(HOT), "m"(unmasked), "m"(masked) : "rax", "rcx", "memory", "cc");
                 check_eq("#XM in a hot loop: vector", caught.vector, 19);
                 check_eq("#XM in a hot loop: RIP", caught.rip, rip);

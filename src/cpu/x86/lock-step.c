@@ -9,8 +9,8 @@
  *
  * The walk runs under MODE_STEP and TLB_CHECKED, so that each instruction is a block of its own and every store goes the slow way
  * past lock_step_store(); its TLB is left as it was, and the translation meets the misses it would meet alone. The walk goes on while
- * the next instruction follows the last, or is where a JMP forward leads, and is of the block. A translation may leave its block early (a request, an instruction it leaves
- * to the run loop), which the second walk finds.
+ * the next instruction follows the last, or is where a JMP forward leads, and is of the block. A translation may leave its block early
+ * (a request, an instruction it leaves to the run loop), which the second walk finds.
  *
  * Limits: one processor, and no device that writes memory (bytes that the walk wrote are put back). Stores of the translation at places
  * where the interpreter stores nothing are not seen unless they change what is compared later. Instructions that cannot be
@@ -152,7 +152,7 @@ static const char *fault_difference(const struct image *a, const struct image *b
 
 static const char *fpu_difference(const struct x86_fpu *a, const struct x86_fpu *b)
 {
-        if (memcmp(a->ymm, b->ymm, sizeof(a->ymm)))
+        if (memcmp(a->ymm[0].u8, b->ymm[0].u8, sizeof(a->ymm)))
                 return "vector registers";
         if (a->mxcsr != b->mxcsr)
                 return "MXCSR";

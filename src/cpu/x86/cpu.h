@@ -64,6 +64,10 @@ struct x86_jit {
         uint64_t shadow_base;       /* RSP with an empty shadow stack */
         uint64_t user_shadow;       /* RSP when the user called the kernel; 0: none */
         uint64_t temp[4];           /* for emitted sequences */
+        uint32_t x87_out;           /* the guest's x87 state is in s.fpu: 1; 0: in the host's x87 unit (translator-x87.c) */
+        uint32_t x87_op;            /* 0: out, the last x87 instruction: FOP, TX87_OP_VALID, its offset in the page x87_page */
+        uint64_t x87_page;
+        uint16_t x87_fcs;
         uint32_t jump_key;          /* what of translation_key() the jump caches are for */
         /* Counts for --cpu-stats. */
         uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale, flushes;

@@ -43,6 +43,8 @@ struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct
         site->flags = t->places & TPLACE_HOST ? TFLAGS_HOST : t->places & TPLACE_SAVED ? TFLAGS_SAVED : TFLAGS_RECIPE;
         site->recipe = t->recipe;
         site->insn = i ? site_insn(t, i) : NULL;
+        site->x87 = i && i->x87_in;
+        site->x87_op = i ? i->x87_op : 0;
         site->block = t->block;
         return site;
 }
@@ -141,6 +143,8 @@ static void choose(struct tinsn *i, uint32_t key)
                         i->emit = integer_translate(i);
                 if (!i->emit)
                         i->emit = simd_translate(i, key);
+                if (!i->emit)
+                        i->emit = x87_translate(i, key);
         }
         if (!i->emit)
                 leave_to_handler(i);
@@ -155,6 +159,9 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
         memset(i, 0, offsetof(struct tinsn, operand));
         i->emit = NULL;
         i->site = i->ends = i->faults = i->miss_to_handler = false;
+        i->x87 = TX87_NO;
+        i->x87_check = i->x87_in = false;
+        i->x87_op = i->x87_store = 0;
         i->copy = NULL;
         i->followed = may_follow;
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
@@ -201,7 +208,7 @@ static void find_needed(struct translation *t)
                         needed = 0;
                 i->needed_after = needed;
                 needed = (uint16_t)((needed & ~i->writes) | i->reads);
-                if (i->site)
+                if (i->site || i->x87_check)
                         needed = TFLAGS_ALL;
                 i->needed = needed;
         }
@@ -229,6 +236,7 @@ static void emit_end(struct translation *t)
 
         if (t->insn[t->count - 1].ends)
                 return;
+        x87_store(t, t->x87_last);
         flags_to_host(t);
         if (!t->crosses) {
                 emit_exit(t, t->end_target);
@@ -243,8 +251,13 @@ static int emit(struct translation *t)
 {
         t->places = TPLACE_HOST;
         emit_entry(t);
-        for (unsigned n = 0; n < t->count && !t->a->full && !t->failed; n++)
-                t->insn[n].emit(t, &t->insn[n]);
+        for (unsigned n = 0; n < t->count && !t->a->full && !t->failed; n++) {
+                struct tinsn *i = &t->insn[n];
+
+                x87_check(t, i);
+                x87_store(t, i->x87_store);
+                i->emit(t, i);
+        }
         emit_end(t);
         emit_stubs(t);
         if (t->a->full || t->failed)
@@ -272,6 +285,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->recipe = (struct tflags_recipe){ 0 };
         r = lift(t);
         if (r == 0) {
+                x87_plan(t);
                 find_needed(t);
                 r = emit(t);
         }

@@ -19,6 +19,8 @@ struct translation;
 struct tinsn;
 typedef void (*temit_fn)(struct translation *t, struct tinsn *i);
 
+enum tx87 { TX87_NO, TX87_SILENT, TX87_COUNTS };
+
 struct tinsn {
         struct insn insn;
         ZydisDecodedInstruction z;
@@ -34,6 +36,11 @@ struct tinsn {
         bool faults;         /* the host's instruction may raise a signal: TSITE_FAULT */
         bool miss_to_handler; /* something comes before the page fault, as #GP for an operand that is not aligned */
         bool followed;       /* a direct jump forward in the page may be followed */
+        uint8_t x87;         /* enum tx87: it needs the x87 state in the host's x87 unit; counts: FOP and FIP are its own behind it */
+        bool x87_check;      /* before it that is made so */
+        bool x87_in;         /* that is so, and what comes behind it relies on it */
+        uint32_t x87_op;     /* what its sites have */
+        uint32_t x87_store;  /* to be stored before it; 0: nothing */
         struct insn *copy;   /* what its sites name, made on demand */
 };
 
@@ -61,6 +68,7 @@ struct translation {
         struct tflags_recipe recipe;
         unsigned count, stubs;
         bool crosses;        /* the instruction at end_target goes on in the next page */
+        uint32_t x87_last;   /* to be stored where execution runs off the end */
         uint32_t end_target; /* where execution goes on when the last instruction does not say */
         struct tsite no_site;      /* what failed requests get */
         struct asm_label nowhere;
@@ -140,6 +148,16 @@ temit_fn branch_translate(struct tinsn *i);
 temit_fn stack_translate(struct tinsn *i);
 temit_fn system_translate(struct tinsn *i, uint32_t key);
 temit_fn simd_translate(struct tinsn *i, uint32_t key);
+temit_fn x87_translate(struct tinsn *i, uint32_t key);
+
+/* ---- translate-x87.c ---- */
+
+/* Once all instructions are chosen. */
+void x87_plan(struct translation *t);
+/* Before i: looks for the state when i->x87_check says so. */
+void x87_check(struct translation *t, struct tinsn *i);
+/* Stores the pointers to the last instruction, when op is not 0; no flags change, RCX must be free. */
+void x87_store(struct translation *t, uint32_t op);
 
 /* ---- translate-system.c ---- */
 

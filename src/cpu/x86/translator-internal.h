@@ -82,12 +82,22 @@ const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t site, uint64_t r
 const void *translator_serve_go(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t rbp);
+const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 
-/* The guest's vector registers into s.fpu, unless they are there; before calling what may use the host's. */
+/* ---- translator-x87.c ---- */
+
+/* Into the host's x87 unit, unless it is there; false: an exception is not masked. Nothing else may use the unit until it is spilled. */
+bool translator_x87_load(struct x86_cpu *cpu);
+/* Back, from where it is. */
+void translator_x87_spill(struct x86_cpu *cpu);
+
+/* The guest's vector registers and x87 state into s.fpu, unless they are there; before calling what may use the host's. */
 static inline void translator_vectors_out(struct x86_cpu *cpu)
 {
         const struct translator *tr = cpu->translator;
 
+        if (!cpu->jit.x87_out)
+                translator_x87_spill(cpu);
         if (!cpu->jit.vectors_out)
                 ((void (*)(struct x86_cpu *))(uintptr_t)tr->vectors_save)(cpu);
 }

@@ -52,8 +52,14 @@ static void flags_out(struct x86_cpu *cpu)
 
 static void begin(struct x86_cpu *cpu, uint64_t number)
 {
+        const struct tsite *site = site_at(cpu, number);
+
         cpu->jit.site = (uint32_t)number;
         cpu->jit.flags_pending = true;
+        if (site->x87_op) {
+                cpu->jit.x87_op = site->x87_op;
+                cpu->jit.x87_page = cpu->s.gpr[GPR_BLOCK];
+        }
 }
 
 /* The site's instruction is behind us, or it is none: s.rip counts. */
@@ -200,7 +206,8 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
         }
         /* Another key (STAC, CLAC), or bytes that changed: the rest of the block is not for what comes. */
         same = translation_key(cpu) == key;
-        if (next == insn + 1 && same && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE)) {
+        if (next == insn + 1 && same && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE) &&
+            (!site->x87 || translator_x87_load(cpu))) {
                 cpu->jit.site = 0;
                 flags_out(cpu);
                 return code_cache_rx(cpu->translator->cache, site->next);
@@ -216,6 +223,15 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
 }
 
 /* ---- services ---- */
+
+/* The access can be tried again; nothing has been looked at that could have unmasked an exception. */
+static const void *retry(struct x86_cpu *cpu, const struct tsite *site)
+{
+        if (site->x87)
+                translator_x87_load(cpu);
+        cpu->jit.site = 0;
+        return code_cache_rx(cpu->translator->cache, site->retry);
+}
 
 static uint64_t access_address(const struct x86_cpu *cpu, const struct tsite *site)
 {
@@ -236,15 +252,11 @@ const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64
         begin(cpu, number);
         cpu->insn = site->insn;
         cpu->jit.tlb_misses++;
-        if (mmu_fill_fast(cpu, linear, site->size_bytes, site->write)) {
-                cpu->jit.site = 0;
-                return code_cache_rx(cpu->translator->cache, site->retry);
-        }
+        if (mmu_fill_fast(cpu, linear, site->size_bytes, site->write))
+                return retry(cpu, site);
         translator_vectors_out(cpu);
-        if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write)) {
-                cpu->jit.site = 0;
-                return code_cache_rx(cpu->translator->cache, site->retry);
-        }
+        if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write))
+                return retry(cpu, site);
         return run_handler(cpu, site);
 }
 
@@ -311,6 +323,17 @@ const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_
         begin(cpu, number);
         cpu->jit.left++;
         return interpret_at(cpu, site, cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target));
+}
+
+const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        const struct tsite *site = site_at(cpu, number);
+
+        begin(cpu, number);
+        if (!translator_x87_load(cpu))
+                return interpret_at(cpu, site, insn_rip(cpu, site->insn->start));
+        cpu->jit.site = 0;
+        return code_cache_rx(cpu->translator->cache, site->retry);
 }
 
 /* A dead block was entered: host is the address behind the call that its entry has become. */

@@ -212,7 +212,7 @@ int translator_make_thunks(struct translator *tr, struct err *err)
                 { TTHUNK_MEMORY, translator_serve_memory }, { TTHUNK_HANDLER, translator_serve_handler },
                 { TTHUNK_CHAIN, translator_serve_chain },   { TTHUNK_JUMP, translator_serve_jump },
                 { TTHUNK_GO, translator_serve_go },         { TTHUNK_LEAVE, translator_serve_leave },
-                { TTHUNK_STALE, translator_serve_stale },
+                { TTHUNK_STALE, translator_serve_stale },   { TTHUNK_X87, translator_serve_x87 },
         };
         struct asm_label resume = { 0 }, served = { 0 };
         struct x86_asm a = { .size = THUNKS_BYTES };

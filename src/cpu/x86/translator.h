@@ -3,6 +3,7 @@
  * is what its files agree on.
  *
  *   translator.c            blocks: finding, entering, chaining, invalidating; the services that thunks call
+ *   translator-x87.c        the x87 state between s.fpu and the host's x87 unit
  *   translator-thunks.c     the fixed host code between C and translated blocks
  *   translate.c             one guest block: lifting, the order of things, sites
  *   translate-flags.c       where the guest's flags are, and bringing them back
@@ -36,6 +37,7 @@ enum tsite_kind {
         TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
         TSITE_LEAVE,   /* out to the run loop, which interprets the block at `target` */
+        TSITE_X87,     /* the x87 state is to be in the host's x87 unit; insn has not begun; on at retry, or the run loop interprets it */
 };
 
 /* Where the flags are at a site (translate-flags.c). */
@@ -60,6 +62,8 @@ struct tsite {
         uint8_t size_bytes;  /* of the access, TSITE_MEMORY. TSITE_JUMP: to add to RSP once the target is known canonical (RET) */
         bool write, stack;   /* TSITE_MEMORY: stack: at RSP (POP, RET) or RSP - size (PUSH, CALL), not insn's operand */
         bool backward;       /* TSITE_CHAIN */
+        bool x87;            /* code at retry and next wants the x87 state in the host's x87 unit */
+        uint32_t x87_op;     /* for jit.x87_op; 0: what is there counts */
         fast_fn fast;        /* TSITE_HANDLER: tried before insn's own handler; NULL: none */
         struct tflags_recipe recipe;
         int32_t target;      /* guest offset in the page */
@@ -140,7 +144,7 @@ void translator_written(struct translator *tr, uint64_t gpa, uint64_t size_bytes
 void translator_recover(struct x86_cpu *cpu);
 
 /* For translate_block(): thunks by what they do, sites and insns. */
-enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNKS };
+enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNK_X87, TTHUNKS };
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
 insn_fn translator_end(void); /* of an end mark */
@@ -148,6 +152,10 @@ struct insn *translator_insn(struct translator *tr, struct tblock *block, const 
 
 /* The status flags of EFLAGS before site whose flags are a TFLAGS_RECIPE, from the guest's registers (translate-flags.c). */
 uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site);
+
+/* In jit.x87_op beside FOP, whose 11 bits are the lowest: the place of the instruction's offset in its page. */
+#define TX87_OP_VALID 0x8000u
+#define TX87_OP_START 16
 
 /* ---- registers ---- */
 

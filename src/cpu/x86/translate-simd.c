@@ -84,6 +84,18 @@ static bool wants_alignment(const struct tinsn *i)
         }
 }
 
+static bool miss_is_no_fault(const struct tinsn *i)
+{
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_VCVTPS2PH: /* raises its flags even when its store faults */
+        case ZYDIS_MNEMONIC_VMASKMOVPS: /* elements that are masked out are no access */
+        case ZYDIS_MNEMONIC_VMASKMOVPD:
+        case ZYDIS_MNEMONIC_VPMASKMOVD:
+        case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
+        default: return false;
+        }
+}
+
 temit_fn simd_translate(struct tinsn *i, uint32_t key)
 {
         switch (i->z.mnemonic) {
@@ -96,8 +108,7 @@ temit_fn simd_translate(struct tinsn *i, uint32_t key)
         if (!host_has(i) || !operands_native(i) || !enabled(i, key) || !rewrite_possible(i))
                 return NULL;
         i->faults = wants_alignment(i) || arithmetic(i);
-        /* VCVTPS2PH raises its flags even when its store faults. */
-        i->miss_to_handler = wants_alignment(i) || i->z.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH;
+        i->miss_to_handler = wants_alignment(i) || miss_is_no_fault(i);
         i->site = i->faults || i->insn.flags & INSN_MEMORY;
         return emit_rewritten;
 }

@@ -7,7 +7,8 @@
  * The pointers to the last instruction (x87_plan(), too): an x87 instruction leaves nothing behind by itself. Sites behind it have it in
  * x87_op, and before a branch, or where the block ends, it is stored.
  *
- * Left to handlers: FNINIT, the environment and FNSAVE, which touch what is not in registers; MMX instructions with an XMM register.
+ * Left to handlers: FNINIT, the environment and FNSAVE, which touch what is not in registers; MMX instructions that convert or have an
+ * XMM register.
  *
  * Source: Intel SDM vol. 1 §8, §9; vol. 2 of each instruction.
  */
@@ -86,21 +87,23 @@ void x87_store(struct translation *t, uint32_t op)
 
 void x87_check(struct translation *t, struct tinsn *i)
 {
+        bool keep = t->places == TPLACE_HOST;
         struct asm_label there = { 0 }, *stub;
         struct tsite *site;
         uint32_t number;
 
         if (!i->x87_check)
                 return;
+        if (!keep)
+                t->places &= ~(unsigned)TPLACE_HOST;
         site = translate_site(t, TSITE_X87, i, &number);
         stub = translate_stub(t, site, number, TTHUNK_X87);
-        if (t->places == TPLACE_HOST) {
+        if (keep) {
                 asm_load(t->a, 4, TREG_SCRATCH, JIT(x87_out));
                 asm_jrcxz(t->a, &there);
                 asm_jmp(t->a, stub);
                 asm_bind(t->a, &there);
         } else {
-                t->places &= ~(unsigned)TPLACE_HOST;
                 asm_rm(t->a, 4, 0x83, 7, JIT(x87_out)); /* cmp */
                 asm_byte(t->a, 0);
                 asm_jcc(t->a, ASM_NZ, stub);
@@ -169,12 +172,13 @@ static bool is_control(const struct tinsn *i)
         }
 }
 
-/* MMX registers and none of XMM; FEMMS and others of 3DNow! are not known to the model. */
+/* MMX registers and none of XMM, and nothing of floating point: conversions may raise #XM, and their operands may have to be aligned. */
 static bool is_mmx(const struct tinsn *i)
 {
         bool mmx = i->z.mnemonic == ZYDIS_MNEMONIC_EMMS;
 
-        if (i->z.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || i->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ)
+        if (i->z.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || i->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ||
+            i->z.meta.category == ZYDIS_CATEGORY_CONVERT)
                 return false;
         for (unsigned n = 0; n < i->z.operand_count_visible; n++) {
                 if (i->operand[n].type != ZYDIS_OPERAND_TYPE_REGISTER)

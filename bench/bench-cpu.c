@@ -65,7 +65,7 @@ int main(int argc, char **argv)
         uint8_t *memory = calloc(1, 1 << 20), halt = 0xf4;
         int failed = 0;
 
-        if (!memory || bare_new("max", &bare, &err) < 0) {
+        if (!memory || bare_new_engine("max", getenv("TR") ? BARE_TRANSLATOR : BARE_INTERPRETER, &bare, &err) < 0) {
                 fprintf(stderr, "bench-cpu: %s\n", err.text);
                 return 1;
         }

@@ -199,7 +199,7 @@ static void load_indirect(struct translation *t, struct tinsn *i)
 
         if (i->insn.flags & INSN_MEMORY) {
                 memory_look_up(t, i, 8, false);
-                asm_load(t->a, 8, TREG_ADDRESS, memory_operand());
+                asm_load(t->a, 8, TREG_ADDRESS, memory_operand(t));
         } else if (treg_of(guest) == TREG_NONE) {
                 asm_load(t->a, 8, TREG_ADDRESS, guest_slot(guest));
         } else {
@@ -247,7 +247,12 @@ static void emit_call(struct translation *t, struct tinsn *i)
         struct tsite *site;
 
         memory_look_up_at(t, i, X86_RSP, -8, 8, true);
-        check_go(t, i);
+        /* Without backward branches there is no cycle: RET comes back once for each CALL. */
+        if ((int32_t)target <= (int32_t)i->insn.start) {
+                flags_keep(t);
+                t->places &= ~(unsigned)TPLACE_HOST;
+                check_go(t, i);
+        }
         push_return(t, i);
         if (in_page(target)) {
                 align_chain(t, 1);
@@ -323,7 +328,7 @@ static void emit_ret(struct translation *t, struct tinsn *i)
         struct asm_label match = { 0 };
 
         memory_look_up_at(t, i, X86_RSP, 0, 8, false);
-        asm_load(t->a, 8, TREG_ADDRESS, memory_operand());
+        asm_load(t->a, 8, TREG_ADDRESS, memory_operand(t));
         flags_to_host(t);
         asm_load(t->a, 8, TREG_SCRATCH, asm_at(ASM_RSP, 8));
         asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -shadow_mark(t)));
@@ -361,8 +366,10 @@ temit_fn branch_translate(struct tinsn *i)
                 break;
         case ZYDIS_MNEMONIC_JMP:
                 emit = i->insn.opsize == 2 ? NULL : direct_or_not(i, emit_jmp, emit_jmp_indirect);
-                if (emit == emit_jmp && i->insn.imm > i->insn.start && i->insn.imm < GUEST_PAGE_SIZE && i->followed)
+                if (emit == emit_jmp && i->insn.imm > i->insn.start && i->insn.imm < GUEST_PAGE_SIZE && i->followed) {
+                        i->keeps_address = true;
                         return emit_followed;
+                }
                 break;
         case ZYDIS_MNEMONIC_CALL:
                 emit = i->insn.opsize == 2 ? NULL : direct_or_not(i, emit_call, emit_call_indirect);
@@ -374,5 +381,10 @@ temit_fn branch_translate(struct tinsn *i)
                 return NULL;
         i->site = true;
         i->ends = !conditional || is_backward(i);
+        i->keeps_address = conditional && !i->ends && in_page((uint32_t)i->insn.imm);
+        if (emit == emit_call)
+                i->access = TACCESS_PUSH;
+        else if (emit == emit_ret)
+                i->access = TACCESS_POP;
         return emit;
 }

@@ -138,7 +138,7 @@ static bool recipe_of(const struct tinsn *i, struct tflags_recipe *r)
         return recipe_binary(i, r);
 }
 
-static bool guest_written(const struct tinsn *i, unsigned guest)
+bool flags_guest_written(const struct tinsn *i, unsigned guest)
 {
         for (unsigned n = 0; n < i->z.operand_count; n++) {
                 const ZydisDecodedOperand *o = &i->operand[n];
@@ -165,7 +165,7 @@ static bool guest_written(const struct tinsn *i, unsigned guest)
 
 static bool recipe_clobbered(const struct translation *t, const struct tinsn *i)
 {
-        return guest_written(i, t->recipe.a / 8) || (t->recipe.b != NO_REGISTER && guest_written(i, t->recipe.b / 8));
+        return flags_guest_written(i, t->recipe.a / 8) || (t->recipe.b != NO_REGISTER && flags_guest_written(i, t->recipe.b / 8));
 }
 
 /* reg64 + constant: LEA r, [r + disp]. */

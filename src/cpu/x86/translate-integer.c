@@ -53,6 +53,13 @@ static bool lea_possible(const struct tinsn *i)
         return i->insn.opsize != 2 || (i->insn.asize == 8 && (i->insn.base != GPR_ZERO * 8 || i->insn.index != GPR_ZERO * 8));
 }
 
+static bool lea_keeps_address(const struct insn *insn)
+{
+        if (insn->base == GPR_BLOCK * 8 || treg_of(insn->reg[0] / 8) == TREG_NONE)
+                return false;
+        return insn->base == GPR_ZERO * 8 || treg_of(insn->base / 8) != TREG_NONE;
+}
+
 /* ---- what the host has ---- */
 
 /* The model may have instruction sets that this host lacks; the interpreter computes those. */
@@ -180,8 +187,12 @@ temit_fn integer_translate(struct tinsn *i)
         case ZYDIS_MNEMONIC_PREFETCHT0:
         case ZYDIS_MNEMONIC_PREFETCHT1:
         case ZYDIS_MNEMONIC_PREFETCHT2:
-        case ZYDIS_MNEMONIC_PREFETCHW: return emit_nothing;
-        case ZYDIS_MNEMONIC_LEA: return lea_possible(i) ? emit_lea : NULL;
+        case ZYDIS_MNEMONIC_PREFETCHW:
+                i->keeps_address = true;
+                return emit_nothing;
+        case ZYDIS_MNEMONIC_LEA:
+                i->keeps_address = lea_keeps_address(&i->insn);
+                return lea_possible(i) ? emit_lea : NULL;
         default: break;
         }
         if (!rewritten(i->z.mnemonic) || !operands_general(i) || !host_has(i) || !rewrite_possible(i))
@@ -189,5 +200,7 @@ temit_fn integer_translate(struct tinsn *i)
         i->faults = i->z.mnemonic == ZYDIS_MNEMONIC_DIV || i->z.mnemonic == ZYDIS_MNEMONIC_IDIV;
         i->miss_to_handler = i->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
         i->site = i->insn.flags & INSN_MEMORY || i->faults;
+        i->access = i->insn.flags & INSN_MEMORY ? TACCESS_OPERAND : TACCESS_NONE;
+        i->keeps_address = rewrite_keeps_address(i);
         return emit_rewritten;
 }

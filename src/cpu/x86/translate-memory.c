@@ -135,7 +135,7 @@ static void miss_to_handler(struct translation *t, struct tsite *site)
         t->stub[t->stubs - 1].thunk = TTHUNK_HANDLER;
 }
 
-struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write)
+static struct tsite *look_up_operand(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write)
 {
         struct asm_label *slow;
         struct tsite *site = begin(t, i, size_bytes, write, &slow);
@@ -149,7 +149,7 @@ struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned si
         return site;
 }
 
-struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned guest_base, int32_t disp, unsigned size_bytes, bool write)
+static struct tsite *look_up_stack(struct translation *t, struct tinsn *i, unsigned guest_base, int32_t disp, unsigned size_bytes, bool write)
 {
         struct asm_label *slow;
         struct tsite *site = begin(t, i, size_bytes, write, &slow);
@@ -160,6 +160,44 @@ struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned
         address_sum(t, guest_load(t, guest_base, TREG_ADDRESS), ASM_NONE, 1, disp, 8);
         emit_probe(t, size_bytes, write, slow);
         return site;
+}
+
+/* The look-up of a whole group, when i is its first; then i's operand. */
+static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, int32_t disp)
+{
+        struct tgroup *group = i->group;
+        unsigned base;
+
+        if (i == &t->insn[group->first]) {
+                flags_keep(t);
+                t->places &= ~(unsigned)TPLACE_HOST;
+                group->places = t->places;
+                group->recipe = t->recipe;
+                group->emitted = true;
+                base = address_part(t, (uint8_t)(group->base * 8), TREG_ADDRESS);
+                address_sum(t, base, ASM_NONE, 1, group->low, 8);
+                emit_probe(t, (unsigned)(group->high - group->low), group->write, &group->tail);
+                asm_lea(t->a, TREG_ADDRESS, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -group->low));
+        }
+        t->member = true;
+        t->operand = asm_at(TREG_ADDRESS, i->moved + disp);
+        return &t->no_site;
+}
+
+struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write)
+{
+        if (group_takes(t, i))
+                return look_up_in_group(t, i, (int32_t)i->insn.disp);
+        t->member = false;
+        return look_up_operand(t, i, size_bytes, write);
+}
+
+struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned guest_base, int32_t disp, unsigned size_bytes, bool write)
+{
+        if (group_takes(t, i))
+                return look_up_in_group(t, i, disp);
+        t->member = false;
+        return look_up_stack(t, i, guest_base, disp, size_bytes, write);
 }
 
 /* Not aligned: by the handler. */
@@ -174,14 +212,16 @@ struct tsite *memory_want_aligned(struct translation *t, struct tinsn *i, unsign
         return site;
 }
 
-struct asm_mem memory_operand(void)
+struct asm_mem memory_operand(const struct translation *t)
 {
-        return asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0);
+        return t->member ? t->operand : asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0);
 }
 
 struct asm_mem memory_fold(struct translation *t)
 {
-        asm_lea(t->a, TREG_ADDRESS, memory_operand());
+        if (t->member)
+                return t->operand;
+        asm_lea(t->a, TREG_ADDRESS, memory_operand(t));
         return asm_at(TREG_ADDRESS, 0);
 }
 

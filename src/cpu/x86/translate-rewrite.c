@@ -358,6 +358,18 @@ bool rewrite_possible(const struct tinsn *i)
         return make_plan(&plan, i, NULL);
 }
 
+bool rewrite_keeps_address(const struct tinsn *i)
+{
+        struct plan plan;
+
+        if (!make_plan(&plan, i, NULL) || plan.memory || i->faults)
+                return false;
+        for (unsigned n = 0; n < FIELDS; n++)
+                if ((plan.field[n].load || plan.field[n].store) && plan.field[n].host == TREG_ADDRESS)
+                        return false;
+        return true;
+}
+
 /* ---- emission ---- */
 
 static void load_scratch(struct translation *t, const struct plan *p)
@@ -400,7 +412,7 @@ void emit_rewritten(struct translation *t, struct tinsn *i)
                 aligned = memory_want_aligned(t, i, plan.size_bytes);
         wanted = flags_wanted(t, i) && !(t->places & TPLACE_HOST);
         if (plan.memory)
-                plan.insn.mem = plan.fold || wanted ? memory_fold(t) : memory_operand();
+                plan.insn.mem = plan.fold || wanted ? memory_fold(t) : memory_operand(t);
         if (wanted)
                 flags_to_host(t);
         load_scratch(t, &plan);

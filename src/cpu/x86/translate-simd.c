@@ -110,5 +110,7 @@ temit_fn simd_translate(struct tinsn *i, uint32_t key)
         i->faults = wants_alignment(i) || arithmetic(i);
         i->miss_to_handler = wants_alignment(i) || miss_is_no_fault(i);
         i->site = i->faults || i->insn.flags & INSN_MEMORY;
+        i->access = i->insn.flags & INSN_MEMORY ? TACCESS_OPERAND : TACCESS_NONE;
+        i->keeps_address = rewrite_keeps_address(i);
         return emit_rewritten;
 }

@@ -15,7 +15,7 @@ static void emit_push_register(struct translation *t, struct tinsn *i)
         unsigned guest = i->insn.reg[0] / 8;
 
         if (treg_of(guest) != TREG_NONE) {
-                asm_store(t->a, 8, memory_operand(), treg_of(guest));
+                asm_store(t->a, 8, memory_operand(t), treg_of(guest));
         } else {
                 struct asm_mem at = memory_fold(t);
 
@@ -29,7 +29,7 @@ static void emit_push_immediate(struct translation *t, struct tinsn *i)
 {
         struct tsite *site = memory_look_up_at(t, i, X86_RSP, -8, 8, true);
 
-        asm_rm(t->a, 8, 0xc7, 0, memory_operand());
+        asm_rm(t->a, 8, 0xc7, 0, memory_operand(t));
         asm_u32(t->a, (uint32_t)i->insn.imm);
         move_stack(t, i, -8);
         memory_done(t, site);
@@ -40,7 +40,7 @@ static void emit_push_memory(struct translation *t, struct tinsn *i)
         struct asm_mem temp = asm_gs(offsetof(struct x86_cpu, jit.temp)), at;
         struct tsite *load = memory_look_up(t, i, 8, false), *store;
 
-        asm_load(t->a, 8, TREG_SCRATCH, memory_operand());
+        asm_load(t->a, 8, TREG_SCRATCH, memory_operand(t));
         asm_store(t->a, 8, temp, TREG_SCRATCH);
         store = memory_look_up_at(t, i, X86_RSP, -8, 8, true);
         store->retry = load->retry;
@@ -56,7 +56,7 @@ static void emit_pop_register(struct translation *t, struct tinsn *i)
 {
         struct tsite *site = memory_look_up_at(t, i, X86_RSP, 0, 8, false);
         unsigned guest = i->insn.reg[0] / 8;
-        struct asm_mem at = memory_operand();
+        struct asm_mem at = memory_operand(t);
 
         /* Both may have to bring the flags back, which takes RCX. */
         if (t->places == TPLACE_RECIPE)
@@ -78,7 +78,7 @@ static void emit_pop_register(struct translation *t, struct tinsn *i)
 static void emit_leave(struct translation *t, struct tinsn *i)
 {
         struct tsite *site = memory_look_up_at(t, i, X86_RBP, 0, 8, false);
-        struct asm_mem at = memory_operand();
+        struct asm_mem at = memory_operand(t);
 
         if (t->places == TPLACE_RECIPE)
                 at = memory_fold(t);
@@ -112,5 +112,9 @@ temit_fn stack_translate(struct tinsn *i)
         default: break;
         }
         i->site = emit != NULL;
+        if (emit == emit_push_register || emit == emit_push_immediate)
+                i->access = TACCESS_PUSH;
+        else if (emit == emit_pop_register)
+                i->access = TACCESS_POP;
         return emit;
 }

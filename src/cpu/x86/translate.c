@@ -158,10 +158,12 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
 
         memset(i, 0, offsetof(struct tinsn, operand));
         i->emit = NULL;
-        i->site = i->ends = i->faults = i->miss_to_handler = false;
+        i->site = i->ends = i->faults = i->miss_to_handler = i->keeps_address = false;
         i->x87 = TX87_NO;
         i->x87_check = i->x87_in = false;
         i->x87_op = i->x87_store = 0;
+        i->access = TACCESS_NONE;
+        i->group = NULL;
         i->copy = NULL;
         i->followed = may_follow;
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
@@ -197,6 +199,14 @@ static int lift(struct translation *t)
         return t->count ? 0 : -ENOTSUP;
 }
 
+/* A member of a group cannot fail but in its tail. */
+static bool leaves(const struct translation *t, const struct tinsn *i)
+{
+        if (!i->site || i->faults || i->ends || !group_takes(t, i))
+                return i->site;
+        return i == &t->insn[i->group->first];
+}
+
 static void find_needed(struct translation *t)
 {
         uint16_t needed = TFLAGS_ALL;
@@ -208,7 +218,7 @@ static void find_needed(struct translation *t)
                         needed = 0;
                 i->needed_after = needed;
                 needed = (uint16_t)((needed & ~i->writes) | i->reads);
-                if (i->site || i->x87_check)
+                if (leaves(t, i) || i->x87_check)
                         needed = TFLAGS_ALL;
                 i->needed = needed;
         }
@@ -247,6 +257,13 @@ static void emit_end(struct translation *t)
         translate_stub_here(t, number, TTHUNK_LEAVE);
 }
 
+static void group_ends(struct translation *t, struct tinsn *last)
+{
+        last->group->places_after = t->places;
+        last->group->needed_after = last->needed_after;
+        asm_bind(t->a, &last->group->back);
+}
+
 static int emit(struct translation *t)
 {
         t->places = TPLACE_HOST;
@@ -257,8 +274,13 @@ static int emit(struct translation *t)
                 x87_check(t, i);
                 x87_store(t, i->x87_store);
                 i->emit(t, i);
+                if (i->group && i->group->last == n && !i->ends)
+                        group_ends(t, i);
         }
         emit_end(t);
+        t->in_tail = true;
+        find_needed(t);
+        groups_emit_tails(t);
         emit_stubs(t);
         if (t->a->full || t->failed)
                 return -ENOSPC;
@@ -280,12 +302,14 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->source = source;
         t->tlb_mode = source->key >> 28;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-        t->failed = t->crosses = false;
+        t->failed = t->crosses = t->in_tail = t->member = false;
+        t->groups = 0;
         t->count = t->stubs = 0;
         t->recipe = (struct tflags_recipe){ 0 };
         r = lift(t);
         if (r == 0) {
                 x87_plan(t);
+                groups_find(t);
                 find_needed(t);
                 r = emit(t);
         }

@@ -20,6 +20,7 @@ struct tinsn;
 typedef void (*temit_fn)(struct translation *t, struct tinsn *i);
 
 enum tx87 { TX87_NO, TX87_SILENT, TX87_COUNTS };
+enum taccess { TACCESS_NONE, TACCESS_OPERAND, TACCESS_PUSH, TACCESS_POP };
 
 struct tinsn {
         struct insn insn;
@@ -41,11 +42,26 @@ struct tinsn {
         bool x87_in;         /* that is so, and what comes behind it relies on it */
         uint32_t x87_op;     /* what its sites have */
         uint32_t x87_store;  /* to be stored before it; 0: nothing */
+        bool keeps_address;  /* no access, and its code leaves RBP alone */
+        uint8_t access;      /* enum taccess: what a group may take; CALL and RET too */
+        int32_t moved;       /* in a group: how far its base has moved since its first instruction */
+        struct tgroup *group;
         struct insn *copy;   /* what its sites name, made on demand */
 };
 
 /* Places of the guest's flags; several may hold them at once. */
 enum tplace { TPLACE_HOST = 1, TPLACE_SAVED = 2, TPLACE_RECIPE = 4 };
+
+/* Accesses that share a look-up (translate-group.c). */
+struct tgroup {
+        uint8_t first, last, base; /* instructions; guest register or GPR_BLOCK */
+        bool write, emitted;
+        int32_t low, high;         /* what is accessed, from the base as it is at first */
+        struct asm_label tail, back;
+        unsigned places, places_after;
+        uint16_t needed_after;
+        struct tflags_recipe recipe;
+};
 
 struct tstub {
         struct asm_label label;
@@ -69,10 +85,15 @@ struct translation {
         unsigned count, stubs;
         bool crosses;        /* the instruction at end_target goes on in the next page */
         uint32_t x87_last;   /* to be stored where execution runs off the end */
+        unsigned groups;
+        bool in_tail;
+        bool member;               /* the operand of the last look-up is operand, else [rcx + rbp] */
+        struct asm_mem operand;
         uint32_t end_target; /* where execution goes on when the last instruction does not say */
         struct tsite no_site;      /* what failed requests get */
         struct asm_label nowhere;
         struct tinsn insn[TRANSLATE_INSNS_MAX];
+        struct tgroup group[TRANSLATE_INSNS_MAX / 2];
         struct tstub stub[TRANSLATE_STUBS_MAX];
 };
 
@@ -92,6 +113,7 @@ void emit_handler(struct translation *t, struct tinsn *i);
 /* ---- translate-flags.c ---- */
 
 void flags_classify(struct tinsn *i);
+bool flags_guest_written(const struct tinsn *i, unsigned guest);
 /* The host's flags are about to be destroyed. RCX and RBP must be free. */
 void flags_keep(struct translation *t);
 /* The host's flags are to be the guest's. RCX must be free. */
@@ -122,18 +144,26 @@ struct tsite *memory_look_up(struct translation *t, struct tinsn *i, unsigned si
 struct tsite *memory_want_aligned(struct translation *t, struct tinsn *i, unsigned size_bytes);
 /* The same for the stack: at RSP + disp, or at another guest register's address. */
 struct tsite *memory_look_up_at(struct translation *t, struct tinsn *i, unsigned guest_base, int32_t disp, unsigned size_bytes, bool write);
-/* [rcx + rbp], and that folded into [rbp] so that RCX is free. */
-struct asm_mem memory_operand(void);
+/* [rcx + rbp] or what it is in a group, and that as [rbp + …] so that RCX is free. */
+struct asm_mem memory_operand(const struct translation *t);
 struct asm_mem memory_fold(struct translation *t);
 /* The instruction's code ends here: where its slow paths go on. */
 void memory_done(struct translation *t, struct tsite *site);
 /* RBP = guest address of the operand (RCX is used for an index); no flags change. */
 void memory_address(struct translation *t, const struct insn *insn);
 
+/* ---- translate-group.c ---- */
+
+void groups_find(struct translation *t);
+/* i's access is by its group's look-up, here and now. */
+bool group_takes(const struct translation *t, const struct tinsn *i);
+void groups_emit_tails(struct translation *t);
+
 /* ---- translate-rewrite.c ---- */
 
 /* Classifies what the rewriter can do, and emits it. */
 bool rewrite_possible(const struct tinsn *i);
+bool rewrite_keeps_address(const struct tinsn *i);
 void emit_rewritten(struct translation *t, struct tinsn *i);
 
 /* A guest register's memory slot, and its value in a host register: its own, or loaded into scratch. */

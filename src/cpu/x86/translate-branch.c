@@ -288,13 +288,12 @@ static void check_canonical(struct translation *t, struct asm_label *not_canonic
  */
 static void emit_call_indirect(struct translation *t, struct tinsn *i)
 {
-        uint32_t jumps = tjump_offset(t->tlb_mode), retry, number;
+        uint32_t jumps = tjump_offset(t->tlb_mode), number;
         struct asm_label hit = { 0 }, both = { 0 }, *miss;
         struct tsite *site;
 
         flags_keep(t);
         t->places &= ~(unsigned)TPLACE_HOST;
-        retry = translate_here(t);
         load_indirect(t, i);
         check_go(t, i);
         asm_store(t->a, 8, temp(1), TREG_ADDRESS);
@@ -314,8 +313,7 @@ static void emit_call_indirect(struct translation *t, struct tinsn *i)
         asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, host)));
         asm_bind(t->a, &both);
         asm_store(t->a, 8, temp(2), TREG_SCRATCH);
-        site = memory_look_up_at(t, i, X86_RSP, -8, 8, true);
-        site->retry = retry;
+        memory_look_up_at(t, i, X86_RSP, -8, 8, true);
         push_return(t, i);
         asm_load(t->a, 8, TREG_ADDRESS, temp(1));
         asm_rm(t->a, 4, 0xff, 2, temp(2));

@@ -35,6 +35,7 @@ static void emit_push_immediate(struct translation *t, struct tinsn *i)
         memory_done(t, site);
 }
 
+/* Each look-up is tried again by itself: both pages may want the same entry of the TLB. */
 static void emit_push_memory(struct translation *t, struct tinsn *i)
 {
         struct asm_mem temp = asm_gs(offsetof(struct x86_cpu, jit.temp)), at;
@@ -43,7 +44,6 @@ static void emit_push_memory(struct translation *t, struct tinsn *i)
         asm_load(t->a, 8, TREG_SCRATCH, memory_operand(t));
         asm_store(t->a, 8, temp, TREG_SCRATCH);
         store = memory_look_up_at(t, i, X86_RSP, -8, 8, true);
-        store->retry = load->retry;
         at = memory_fold(t);
         asm_load(t->a, 8, TREG_SCRATCH, temp);
         asm_store(t->a, 8, at, TREG_SCRATCH);

@@ -123,7 +123,7 @@ static void emit_fldcw(struct translation *t, struct tinsn *i)
         struct tsite *site = memory_look_up(t, i, 2, false), *unmasked;
         uint32_t number;
 
-        asm_rm(t->a, 4, ASM_0F | 0xb7, TREG_SCRATCH, memory_operand()); /* movzx */
+        asm_rm(t->a, 4, ASM_0F | 0xb7, TREG_SCRATCH, memory_operand(t)); /* movzx */
         asm_store(t->a, 4, JIT(temp), TREG_SCRATCH);
         unmasked = translate_site(t, TSITE_HANDLER, i, &number);
         asm_rr(t->a, 4, 0xf7, 2, TREG_SCRATCH); /* not */

@@ -121,7 +121,6 @@ struct x86_cpu {
         struct tlb_locals shared_locals;
         struct tlb_exec_entry shared_exec[TLB_EXEC_ENTRIES]; /* supervisor */
         struct tlb_exec_used shared_exec_used;
-        bool shared_exec_replaced;  /* the supervisor's jump caches may hold pages that shared_exec does not */
         bool shared_exec_locals;    /* shared_exec, or the jump caches, may hold pages that are not global */
         struct tjump_fills jump_fills[2];
         bool pages_1g;              /* CPUID has them: mmu-fast.c */

@@ -2,7 +2,7 @@
  * The soft TLB: filling, dropping, spaces (tlb.h says what they are).
  *
  * Translations are kept for 4 KiB each, also those of large pages; entries say so, because INVLPG of any address in a large
- * page must drop all of it. A set keeps a mask of the large pages it may have entries of, so that other addresses cost one entry.
+ * page must drop all of it. A set keeps a filter of the large pages it may have entries of, so that other addresses cost one entry.
  *
  * Spaces and PCIDs. A space holds translations of one PCID. What is global is in it too (a supervisor with AC set uses its own
  * set), so dropping a global page looks through all spaces, and giving a space to another PCID keeps them. Without CR4.PCIDE
@@ -10,8 +10,8 @@
  * current, others ("locals"); leaving the space drops these. A processor may drop any translation at any time, so a space that is
  * wanted for a PCID that none has is taken from the one that was used least recently.
  *
- * Jump caches follow the exec TLBs: what drops a translation for fetching empties the jump cache of the same space, and
- * since the exec TLB may forget a page that the jump cache still knows ("replaced"), so does, from then on, any INVLPG.
+ * Jump caches follow the exec TLBs: what drops a translation for fetching empties the jump cache of the same space. The exec TLB may
+ * have forgotten a page that the jump cache still knows, so it is its filter that says whether INVLPG concerns either.
  *
  * Compiled without vector instructions: translated code calls it while the guest's vector registers are in the host's.
  *
@@ -29,6 +29,42 @@
 /* n of each bit that is set. */
 #define FOR_EACH_BIT(n, bits) \
         for (uint64_t left_##n = (bits), n; left_##n && (n = (unsigned)__builtin_ctzll(left_##n), true); left_##n &= left_##n - 1)
+
+/* ---- filters ---- */
+
+static unsigned filter_bit(uint64_t number, unsigned bits)
+{
+        return (unsigned)(number * UINT64_C(0x9e3779b97f4a7c15) >> (64 - bits));
+}
+
+static void filter_set(uint64_t *filter, uint64_t number, unsigned bits)
+{
+        unsigned bit = filter_bit(number, bits);
+
+        filter[bit / 64] |= 1ull << (bit % 64);
+}
+
+static bool filter_test(const uint64_t *filter, uint64_t number, unsigned bits)
+{
+        unsigned bit = filter_bit(number, bits);
+
+        return filter[bit / 64] >> (bit % 64) & 1;
+}
+
+static void large_add(struct tlb_large *large, uint64_t linear, uint64_t flags)
+{
+        if (flags & TLB_LARGE_2M)
+                filter_set(large->in_4m, linear >> 22, TLB_FILTER_4M_BITS);
+        if (flags & TLB_LARGE_1G)
+                filter_set(large->in_1g, linear >> 30, TLB_FILTER_1G_BITS);
+}
+
+/* The TLB_LARGE flags of pages around linear that there may be. */
+static unsigned large_around(const struct tlb_large *large, uint64_t linear)
+{
+        return (filter_test(large->in_4m, linear >> 22, TLB_FILTER_4M_BITS) ? TLB_LARGE_2M : 0) |
+               (filter_test(large->in_1g, linear >> 30, TLB_FILTER_1G_BITS) ? TLB_LARGE_1G : 0);
+}
 
 /* ---- one set; tags and bitmaps are read by other processors: mmu_holds_write_tag() ---- */
 
@@ -78,8 +114,10 @@ static void set_flush(struct tlb_set *set, struct tlb_used *used, bool global_to
                 }
                 used_store(used, (unsigned)word, keep);
         }
-        if (!used->summary)
-                used->large_4m = used->large_1g = 0;
+        if (!used->summary) {
+                used->large = (struct tlb_large){ 0 };
+                used->low_global = false;
+        }
 }
 
 /* Whether a translation of page (with its TLB_LARGE flags) goes away with linear's. */
@@ -90,17 +128,17 @@ static bool covers(uint64_t page, uint64_t flags, uint64_t linear)
         return !((page ^ linear) >> shift);
 }
 
-static bool may_be_large(const struct tlb_used *used, uint64_t linear)
+/* Entries of large pages: those of 2M or 4M lie side by side. */
+static void set_flush_large(struct tlb_set *set, struct tlb_used *used, uint64_t linear, uint64_t wanted, unsigned around)
 {
-        return used->large_4m >> (linear >> 22 & 63) & 1 || used->large_1g >> (linear >> 30 & 63) & 1;
-}
+        const unsigned words_4m = (4u << 20 >> 12) / 64;
+        unsigned first = around & TLB_LARGE_1G ? 0 : tlb_index(linear) / 64 & ~(words_4m - 1);
+        unsigned end = around & TLB_LARGE_1G ? TLB_ENTRIES / 64 : first + words_4m;
 
-static void set_flush_large(struct tlb_set *set, struct tlb_used *used, uint64_t linear, uint64_t wanted)
-{
-        FOR_EACH_BIT(word, used->summary) {
+        for (unsigned word = first; word < end; word++) {
                 uint64_t keep = used->word[word];
 
-                FOR_EACH_BIT(bit, used->word[word]) {
+                FOR_EACH_BIT(bit, keep & used->large_word[word]) {
                         unsigned index = (unsigned)(word * 64 + bit);
 
                         if ((set->gpa[index] & wanted) != wanted || !covers(set->read_tag[index], set->gpa[index], linear))
@@ -108,18 +146,22 @@ static void set_flush_large(struct tlb_set *set, struct tlb_used *used, uint64_t
                         entry_drop(set, index);
                         keep &= ~(1ull << bit);
                 }
-                used_store(used, (unsigned)word, keep);
+                if (keep != used->word[word])
+                        used_store(used, word, keep);
         }
 }
 
 /* wanted: TLB_GLOBAL when only a global page is dropped, else 0. */
 static void set_flush_page(struct tlb_set *set, struct tlb_used *used, uint64_t linear, uint64_t wanted)
 {
-        unsigned index = tlb_index(linear);
+        unsigned index = tlb_index(linear), around;
 
-        if (may_be_large(used, linear)) {
-                set_flush_large(set, used, linear, wanted);
-        } else if (set->read_tag[index] == (linear & ~0xfffull) && (set->gpa[index] & wanted) == wanted) {
+        if (wanted && !(linear >> 63) && !used->low_global)
+                return;
+        around = large_around(&used->large, linear);
+        if (around)
+                set_flush_large(set, used, linear, wanted, around);
+        if (set->read_tag[index] == (linear & ~0xfffull) && (set->gpa[index] & wanted) == wanted) {
                 entry_drop(set, index);
                 used_clear(used, index);
         }
@@ -157,17 +199,33 @@ static bool exec_flush(struct tlb_exec_entry *exec, struct tlb_exec_used *used, 
         return dropped;
 }
 
+/* Whether the table, or what was replaced in it, may have a page around linear. */
+static bool exec_may_know(const struct tlb_exec_used *used, uint64_t linear)
+{
+        return filter_test(used->page, linear >> 12, TLB_FILTER_PAGE_BITS) || large_around(&used->large, linear);
+}
+
+static bool exec_is_empty(const struct tlb_exec_used *used)
+{
+        uint64_t all = 0;
+
+        for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++)
+                all |= used->word[word];
+        return !all;
+}
+
+/* exec and the jump caches are empty of all but what is in exec now. */
+static void exec_forgot_jumps(struct tlb_exec_used *used)
+{
+        if (exec_is_empty(used))
+                *used = (struct tlb_exec_used){ 0 };
+}
+
+/* False when jump caches cannot know the page either. */
 static bool exec_flush_page(struct tlb_exec_entry *exec, struct tlb_exec_used *used, uint64_t linear, uint32_t wanted)
 {
-        struct tlb_exec_entry *only = &exec[tlb_exec_index(linear)];
-        bool dropped = false;
-
-        if (!used->large) {
-                if (only->tag != (linear & ~0xfffull) || (only->flags & wanted) != wanted)
-                        return false;
-                only->tag = TLB_NONE;
-                return true;
-        }
+        if (!exec_may_know(used, linear))
+                return false;
         for (unsigned word = 0; word < TLB_EXEC_ENTRIES / 64; word++)
                 FOR_EACH_BIT(bit, used->word[word]) {
                         struct tlb_exec_entry *e = &exec[word * 64 + bit];
@@ -176,9 +234,8 @@ static bool exec_flush_page(struct tlb_exec_entry *exec, struct tlb_exec_used *u
                                 continue;
                         e->tag = TLB_NONE;
                         used->word[word] &= ~(1ull << bit);
-                        dropped = true;
                 }
-        return dropped;
+        return true;
 }
 
 void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t flags, const uint8_t *host)
@@ -189,13 +246,14 @@ void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t 
         struct tlb_exec_used *used = user ? &cpu->spaces[cpu->space_index].exec_used : &cpu->shared_exec_used;
         uint64_t page = linear & ~0xfffull;
 
-        if (e->tag != TLB_NONE && e->tag != page)
-                *(user ? &cpu->spaces[cpu->space_index].exec_replaced : &cpu->shared_exec_replaced) = true;
         if (!user && !(flags & TLB_GLOBAL))
                 cpu->shared_exec_locals = true;
         *e = (struct tlb_exec_entry){ .tag = page, .gpa = gpa, .host = host, .flags = flags };
         used->word[index / 64] |= 1ull << (index % 64);
-        used->large |= flags & (TLB_LARGE_2M | TLB_LARGE_1G);
+        if (flags & (TLB_LARGE_2M | TLB_LARGE_1G))
+                large_add(&used->large, linear, flags);
+        else
+                filter_set(used->page, linear >> 12, TLB_FILTER_PAGE_BITS);
 }
 
 /* ---- jump caches ---- */
@@ -216,7 +274,7 @@ static void jumps_empty(struct tjump *jump, struct tjump_fills *fills)
 
 void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host)
 {
-        unsigned mode = cpu->tlb_mode, index = rip & (TJUMP_ENTRIES - 1);
+        unsigned mode = cpu->tlb_mode, index = tjump_index(rip);
         struct tjump_fills *fills = mode == TLB_USER ? &cpu->spaces[cpu->space_index].fills : &cpu->jump_fills[mode];
         struct tjump *jump = mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[mode];
 
@@ -236,8 +294,8 @@ static void space_forget_jumps(struct x86_cpu *cpu, unsigned n)
 {
         if (!cpu->spaces[n].ready)
                 return;
-        cpu->spaces[n].exec_replaced = false;
         jumps_empty(space_at(cpu, n)->jump, &cpu->spaces[n].fills);
+        exec_forgot_jumps(&cpu->spaces[n].exec_used);
 }
 
 void tjump_forget(struct x86_cpu *cpu, unsigned scope)
@@ -249,9 +307,9 @@ void tjump_forget(struct x86_cpu *cpu, unsigned scope)
         else if (scope & TJUMPS_SPACE)
                 space_forget_jumps(cpu, cpu->space_index);
         if (scope & (TJUMPS_ALL | TJUMPS_SHARED)) {
-                cpu->shared_exec_replaced = false;
                 for (unsigned i = 0; i < 2; i++)
                         jumps_empty(cpu->jit.jump[i], &cpu->jump_fills[i]);
+                exec_forgot_jumps(&cpu->shared_exec_used);
         }
         cpu->jit.rsp = cpu->jit.shadow_base;
         cpu->jit.user_shadow = 0;
@@ -285,7 +343,7 @@ static void space_flush(struct x86_cpu *cpu, unsigned n, bool global_too)
         space = space_at(cpu, n);
         set_flush(&space->supervisor, &info->supervisor, global_too);
         set_flush(&space->user, &info->user, global_too);
-        if (exec_flush(space->exec, &info->exec_used, global_too) || info->exec_replaced || info->fills.count)
+        if (exec_flush(space->exec, &info->exec_used, global_too) || info->fills.count)
                 space_forget_jumps(cpu, n);
 }
 
@@ -450,7 +508,7 @@ static void space_flush_page(struct x86_cpu *cpu, unsigned n, uint64_t linear, u
         space = space_at(cpu, n);
         set_flush_page(&space->supervisor, &info->supervisor, linear, wanted);
         set_flush_page(&space->user, &info->user, linear, wanted);
-        if (exec_flush_page(space->exec, &info->exec_used, linear, wanted) || info->exec_replaced) {
+        if (exec_flush_page(space->exec, &info->exec_used, linear, wanted)) {
                 space_forget_jumps(cpu, n);
                 tjump_forget(cpu, 0);
         }
@@ -459,7 +517,7 @@ static void space_flush_page(struct x86_cpu *cpu, unsigned n, uint64_t linear, u
 static void shared_flush_page(struct x86_cpu *cpu, uint64_t linear)
 {
         set_flush_page(&cpu->shared, &cpu->shared_used, linear, 0);
-        if (exec_flush_page(cpu->shared_exec, &cpu->shared_exec_used, linear, 0) || cpu->shared_exec_replaced)
+        if (exec_flush_page(cpu->shared_exec, &cpu->shared_exec_used, linear, 0))
                 tjump_forget(cpu, TJUMPS_SHARED);
 }
 
@@ -528,14 +586,14 @@ static struct tlb_used *used_of(struct x86_cpu *cpu, unsigned mode)
         return mode == TLB_USER ? &info->user : mode == TLB_SUPERVISOR ? &info->supervisor : &cpu->shared_used;
 }
 
-static void filter_add(struct x86_cpu *cpu, uint64_t gpa)
+static void writers_add(struct x86_cpu *cpu, uint64_t gpa)
 {
         uint64_t *word = &cpu->write_filter[gpa >> 18 & (ARRAY_SIZE(cpu->write_filter) - 1)];
 
         __atomic_store_n(word, *word | 1ull << (gpa >> 12 & 63), __ATOMIC_RELEASE);
 }
 
-static bool filter_has(const struct x86_cpu *cpu, uint64_t gpa)
+static bool writers_has(const struct x86_cpu *cpu, uint64_t gpa)
 {
         return __atomic_load_n(&cpu->write_filter[gpa >> 18 & (ARRAY_SIZE(cpu->write_filter) - 1)], __ATOMIC_ACQUIRE) >> (gpa >> 12 & 63) & 1;
 }
@@ -560,16 +618,20 @@ void tlb_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, const struct 
         set->host[index] = (uintptr_t)region->host + (t->gpa - region->gpa);
         if (!(used->word[index / 64] >> (index % 64) & 1))
                 used_store(used, index / 64, used->word[index / 64] | 1ull << (index % 64));
-        if (t->flags & TLB_LARGE_2M)
-                used->large_4m |= 1ull << (linear >> 22 & 63);
-        if (t->flags & TLB_LARGE_1G)
-                used->large_1g |= 1ull << (linear >> 30 & 63);
+        if (t->flags & (TLB_LARGE_2M | TLB_LARGE_1G)) {
+                used->large_word[index / 64] |= 1ull << (index % 64);
+                large_add(&used->large, linear, t->flags);
+        } else {
+                used->large_word[index / 64] &= ~(1ull << (index % 64));
+        }
+        if (t->flags & TLB_GLOBAL && !(linear >> 63))
+                used->low_global = true;
         if (mode == TLB_SUPERVISOR_SMAP && !(t->flags & TLB_GLOBAL))
                 locals_add(cpu, index);
         __atomic_store_n(&set->read_tag[index], page, __ATOMIC_RELAXED);
         if (!t->writable || region->readonly)
                 return;
-        filter_add(cpu, t->gpa);
+        writers_add(cpu, t->gpa);
         __atomic_store_n(&set->write_tag[index], page, __ATOMIC_RELEASE);
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (atomic_load_explicit(guest_region_code(region, t->gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
@@ -606,7 +668,7 @@ static bool find_writer(struct x86_cpu *cpu, uint64_t gpa, bool drop)
 {
         bool found = false;
 
-        if (!filter_has(cpu, gpa))
+        if (!writers_has(cpu, gpa))
                 return false;
         found |= set_find_writer(&cpu->shared, &cpu->shared_used, gpa, drop);
         for (unsigned n = 0; n < X86_SPACES && (drop || !found); n++) {

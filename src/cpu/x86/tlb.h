@@ -46,13 +46,28 @@ struct tlb_set {
 };
 
 /*
+ * Bloom filters, each with one hash: numbers that were added since it was empty, and some that were not. A processor forgets pages one
+ * by one far more often than it has anything of them, and most of these questions end here.
+ */
+#define TLB_FILTER_PAGE_BITS 11
+#define TLB_FILTER_4M_BITS 10
+#define TLB_FILTER_1G_BITS 8
+
+/* Large pages that there may be entries of; one of 2M counts as the 4M it is in. */
+struct tlb_large {
+        uint64_t in_4m[(1u << TLB_FILTER_4M_BITS) / 64];
+        uint64_t in_1g[(1u << TLB_FILTER_1G_BITS) / 64];
+};
+
+/*
  * Which entries of a set may hold a translation, so that a flush is as long as what it drops. Bit n of summary: word[n] is not 0.
- * large_4m, large_1g: large pages of which there may be entries, by the low 6 bits of their number; a page of 4M counts for 2M too.
+ * large_word: those of them that are of large pages.
  */
 struct tlb_used {
         uint64_t summary;
-        uint64_t word[TLB_ENTRIES / 64];
-        uint64_t large_4m, large_1g;
+        uint64_t word[TLB_ENTRIES / 64], large_word[TLB_ENTRIES / 64];
+        struct tlb_large large;
+        bool low_global; /* a global page of the lower half may be there */
 };
 
 /* Translations for fetching; user or not (SMAP and AC do not matter). host is NULL where there is no RAM. */
@@ -64,10 +79,11 @@ struct tlb_exec_entry {
         uint32_t flags; /* TLB_GLOBAL, TLB_LARGE_* */
 };
 
-/* The same as struct tlb_used; large: there may be a large page among them. */
+/* The same for an exec TLB. The filters also know what was replaced in it: the jump caches may still hold that. */
 struct tlb_exec_used {
         uint64_t word[TLB_EXEC_ENTRIES / 64];
-        bool large;
+        uint64_t page[(1u << TLB_FILTER_PAGE_BITS) / 64];
+        struct tlb_large large;
 };
 
 /*
@@ -75,6 +91,7 @@ struct tlb_exec_used {
  * the address negated, so that MOV, LEA, JRCXZ compare without flags; an empty one has that of an address that is not canonical.
  */
 #define TJUMP_NOWHERE (UINT64_C(1) << 63)
+#define TJUMP_SHIFT 4 /* functions begin at multiples of 16, and few return addresses share as many bytes */
 #define TJUMP_BITS 12
 #define TJUMP_ENTRIES (1u << TJUMP_BITS)
 struct tjump {
@@ -103,7 +120,6 @@ struct x86_space_info {
         uint16_t pcid;
         bool taken;         /* pcid is valid */
         bool ready;         /* its own part was made empty once: only then memory is there */
-        bool exec_replaced; /* the jump cache may hold pages that exec does not */
         uint64_t base;      /* CR3's table, when last current */
         uint64_t used_at;   /* x86_cpu.space_switches when last current */
         struct tlb_used supervisor, user;
@@ -121,6 +137,11 @@ struct tlb_locals {
 static inline unsigned tlb_index(uint64_t linear)
 {
         return (unsigned)(linear >> 12) & (TLB_ENTRIES - 1);
+}
+
+static inline unsigned tjump_index(uint64_t linear)
+{
+        return (unsigned)(linear >> TJUMP_SHIFT) & (TJUMP_ENTRIES - 1);
 }
 
 static inline unsigned tlb_exec_index(uint64_t linear)

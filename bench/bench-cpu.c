@@ -24,6 +24,8 @@ static const struct {
 } programs[] = {
         { "sieve", guest_sieve }, { "crc", guest_crc },   { "list", guest_list },
         { "calls", guest_calls }, { "sort", guest_sort }, { "strings", guest_strings },
+        { "matmul", guest_matmul }, { "nbody", guest_nbody }, { "x87", guest_x87 },
+        { "avx2", guest_matmul_avx2 },
 };
 
 static double now_s(void)
@@ -62,7 +64,7 @@ int main(int argc, char **argv)
         struct bare *bare;
         unsigned repeats = argc > 2 ? (unsigned)atoi(argv[2]) : 3;
         double all_s = 0, all_instructions = 0;
-        uint8_t *memory = calloc(1, 1 << 20), halt = 0xf4;
+        uint8_t *memory = aligned_alloc(4096, 1 << 20), halt = 0xf4;
         int failed = 0;
 
         if (!memory || bare_new_engine("max", getenv("TR") ? BARE_TRANSLATOR : BARE_INTERPRETER, &bare, &err) < 0) {
@@ -77,6 +79,8 @@ int main(int argc, char **argv)
                 double best_s = 1e9, native_s = now_s();
                 uint64_t instructions = 0, want, got = 0;
 
+                if (programs[n].fn == guest_matmul_avx2 && !__builtin_cpu_supports("avx2"))
+                        continue;
                 if (argc > 1 && strcmp(argv[1], programs[n].name) && strcmp(argv[1], "all"))
                         continue;
                 want = programs[n].fn(memory);

@@ -1,117 +1,157 @@
 /*
- * One look-up for several accesses through one base register.
+ * One look-up for several accesses through the same registers.
  *
- * PUSH PUSH PUSH, MOV [rbp-8] … MOV [rbp-16], POP POP RET: a run of accesses at constant distances from one register, with nothing
- * in between that writes it (RSP may move by constants) or needs RBP. The first of them looks up the lowest address and sees that
- * the whole span lies in its page, for writing when any of them writes; RBP then holds the host's address of where the register
- * pointed, and the others are [rbp + distance], with no look-up and the host's flags left alone.
+ * PUSH PUSH PUSH, MOV [rbp-8] … MOV [rbp-16], POP POP RET, ADDSD [rdx+rax*8] MOVSD [rdx+rax*8]: a run of accesses at constant distances
+ * from a base with an index, with nothing in between that writes these (but by constants) or needs RBP. The first of them looks up
+ * the lowest address and sees that the whole span lies in its page, for writing when any of them writes; RBP then holds the host's
+ * address of where the registers pointed, and the others are [rbp + distance], with no look-up and the host's flags left alone.
  *
  * When the check fails execution goes to the tail: the same instructions once more, behind the block, each with its own
  * look-up. So a miss, a fault, a span over two pages and a page that holds code all end in code as it is without groups; what
  * comes behind a tail is the block again, with the flags brought to where the block has them there.
  *
  * Nothing between the check and the last access may leave translated code and come back (a service could take the translation away),
- * so a group ends before any other site; a conditional jump out of it is none.
+ * so a group ends before any such site. A conditional jump out of it is none, nor is an exception of vector arithmetic.
  */
 #include "cpu/x86/translate.h"
 
 #define SPAN_MAX 512
 
-/* A register that an access of i counts from, and how far: false when it is no access for a group. */
-static bool access_of(const struct tinsn *i, unsigned *base, int64_t *disp, unsigned *size, bool *write)
+/* Registers that accesses count from, numbers as s.gpr[] has them; GPR_ZERO: none. */
+struct origin {
+        uint8_t base, index, shift;
+};
+
+struct access {
+        struct origin origin;
+        int64_t disp;
+        unsigned size_bytes;
+        bool write;
+};
+
+/* false: no access for a group. */
+static bool access_of(const struct tinsn *i, struct access *a)
 {
-        *base = X86_RSP;
-        *size = 8;
+        const struct insn *insn = &i->insn;
+        const ZydisDecodedOperand *o;
+
+        *a = (struct access){ .origin = { X86_RSP, GPR_ZERO, 0 }, .size_bytes = 8 };
         switch (i->access) {
         case TACCESS_PUSH:
-                *disp = -8;
-                *write = true;
+                a->disp = -8;
+                a->write = true;
                 return true;
-        case TACCESS_POP:
-                *disp = 0;
-                *write = false;
-                return true;
+        case TACCESS_POP: return true;
         case TACCESS_OPERAND: break;
         default: return false;
         }
-        if (i->insn.index != GPR_ZERO * 8 || i->insn.base == GPR_ZERO * 8 || i->insn.seg >= X86_FS || i->insn.asize != 8 ||
-            i->miss_to_handler || i->insn.flags & INSN_LOCK || i->z.mnemonic == ZYDIS_MNEMONIC_XCHG)
+        if (insn->seg >= X86_FS || insn->asize != 8 || insn->flags & INSN_LOCK || i->z.mnemonic == ZYDIS_MNEMONIC_XCHG ||
+            i->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B || (insn->base == GPR_ZERO * 8 && insn->index == GPR_ZERO * 8))
                 return false;
-        *base = i->insn.base / 8;
-        *disp = i->insn.disp;
-        *size = i->operand[i->insn.memory_operand].size / 8u;
-        *write = i->operand[i->insn.memory_operand].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        return *disp == (int32_t)*disp;
+        o = &i->operand[insn->memory_operand];
+        a->origin = (struct origin){ insn->base / 8, insn->index / 8, insn->shift };
+        a->disp = insn->disp;
+        a->size_bytes = o->size / 8u;
+        a->write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        return a->disp == (int32_t)a->disp;
 }
 
-/* ADD and SUB of an immediate to RSP, LEA RSP, [RSP + disp]. */
-static bool moves_stack(const struct tinsn *i, int64_t *by)
+static bool same_origin(struct origin a, struct origin b)
 {
-        if (i->insn.opsize != 8 || i->insn.flags & INSN_MEMORY || i->insn.reg[0] != X86_RSP * 8)
+        return a.base == b.base && a.index == b.index && a.shift == b.shift;
+}
+
+/* ADD, SUB, INC, DEC with a constant of a register of 64 bits, LEA reg, [reg + disp]. */
+static bool moves(const struct tinsn *i, unsigned guest, int64_t *by)
+{
+        const struct insn *insn = &i->insn;
+
+        if (insn->opsize != 8 || insn->reg[0] != guest * 8)
                 return false;
-        if (i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_LEA:
+                *by = insn->disp;
+                return insn->asize == 8 && insn->base == guest * 8 && insn->index == GPR_ZERO * 8;
+        case ZYDIS_MNEMONIC_INC:
+        case ZYDIS_MNEMONIC_DEC: *by = i->z.mnemonic == ZYDIS_MNEMONIC_INC ? 1 : -1; return true;
+        case ZYDIS_MNEMONIC_ADD:
+        case ZYDIS_MNEMONIC_SUB: break;
+        default: return false;
+        }
+        if (insn->flags & INSN_MEMORY || i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
                 return false;
-        *by = i->z.mnemonic == ZYDIS_MNEMONIC_ADD ? (int64_t)i->insn.imm : -(int64_t)i->insn.imm;
-        return i->z.mnemonic == ZYDIS_MNEMONIC_ADD || i->z.mnemonic == ZYDIS_MNEMONIC_SUB;
+        *by = i->z.mnemonic == ZYDIS_MNEMONIC_ADD ? (int64_t)insn->imm : -(int64_t)insn->imm;
+        return true;
 }
 
 struct span {
-        unsigned base, last, members;
+        struct origin origin;
+        unsigned last, members;
         int64_t low, high, moved;
         bool write;
 };
 
 static bool take_access(struct span *s, const struct tinsn *i)
 {
-        unsigned base, size;
-        int64_t disp, low, high;
-        bool write;
+        struct access a;
+        int64_t low, high;
 
-        if (!access_of(i, &base, &disp, &size, &write) || base != s->base)
+        if (!access_of(i, &a) || !same_origin(a.origin, s->origin))
                 return false;
-        disp += s->moved;
-        low = MIN(s->low, disp);
-        high = MAX(s->high, disp + size);
+        a.disp += s->moved;
+        low = MIN(s->low, a.disp);
+        high = MAX(s->high, a.disp + a.size_bytes);
         if (high - low > SPAN_MAX || low != (int32_t)low || high != (int32_t)high)
                 return false;
         s->low = low;
         s->high = high;
-        s->write |= write;
+        s->write |= a.write;
         s->members++;
         return true;
 }
 
-/* Follows the base behind i; false: it is lost. */
-static bool follow_base(struct span *s, const struct tinsn *i)
+static bool follow_register(struct span *s, const struct tinsn *i, unsigned guest, unsigned shift)
 {
         int64_t by;
 
-        if (i->access == TACCESS_PUSH || i->access == TACCESS_POP) {
-                bool loads_base = i->access == TACCESS_POP && (i->ends || i->insn.reg[0] == s->base * 8);
-
-                if (s->base == X86_RSP)
-                        s->moved += i->access == TACCESS_PUSH ? -8 : 8;
-                return !loads_base;
-        }
-        if (s->base == X86_RSP && moves_stack(i, &by)) {
-                s->moved += by;
+        if (moves(i, guest, &by)) {
+                s->moved += by * (1 << shift);
                 return s->moved == (int32_t)s->moved;
         }
-        return !flags_guest_written(i, s->base);
+        return !flags_guest_written(i, guest);
+}
+
+/* Follows the registers behind i; false: they are lost. */
+static bool follow_origin(struct span *s, const struct tinsn *i)
+{
+        bool same = true;
+
+        if (i->access == TACCESS_PUSH || i->access == TACCESS_POP) {
+                unsigned loaded = i->access != TACCESS_POP ? GPR_ZERO * 8 : i->insn.reg[0];
+
+                if (s->origin.base == X86_RSP)
+                        s->moved += i->access == TACCESS_PUSH ? -8 : 8;
+                return !(i->access == TACCESS_POP && i->ends) && loaded != s->origin.base * 8 &&
+                       (loaded != s->origin.index * 8 || s->origin.index == GPR_ZERO);
+        }
+        if (s->origin.base != GPR_ZERO)
+                same = follow_register(s, i, s->origin.base, 0);
+        if (s->origin.index != GPR_ZERO)
+                same &= follow_register(s, i, s->origin.index, s->origin.shift);
+        return same;
 }
 
 static void find_group(struct translation *t, unsigned first)
 {
         struct span s = { .last = first };
         struct tgroup *group;
-        unsigned size;
-        int64_t disp;
-        bool write;
+        struct access a;
 
-        if (t->groups == ARRAY_SIZE(t->group) || !access_of(&t->insn[first], &s.base, &disp, &size, &write))
+        if (t->groups == ARRAY_SIZE(t->group) || !access_of(&t->insn[first], &a))
                 return;
-        s.low = disp;
-        s.high = disp + size;
+        s.origin = a.origin;
+        s.low = a.disp;
+        s.high = a.disp + a.size_bytes;
         for (unsigned n = first; n < t->count; n++) {
                 struct tinsn *i = &t->insn[n];
 
@@ -122,14 +162,14 @@ static void find_group(struct translation *t, unsigned first)
                         s.last = n;
                 else if (!i->keeps_address)
                         break;
-                if (i->ends || !follow_base(&s, i))
+                if (i->ends || !follow_origin(&s, i))
                         break;
         }
         if (s.members < 2)
                 return;
         group = &t->group[t->groups++];
         *group = (struct tgroup){
-                .first = first, .last = s.last, .base = (uint8_t)s.base, .low = (int32_t)s.low, .high = (int32_t)s.high, .write = s.write,
+                .first = first, .last = s.last, .base = s.origin.base, .index = s.origin.index, .shift = s.origin.shift, .low = (int32_t)s.low, .high = (int32_t)s.high, .write = s.write,
         };
         for (unsigned n = first; n <= s.last; n++)
                 t->insn[n].group = group;
@@ -149,8 +189,8 @@ bool group_takes(const struct translation *t, const struct tinsn *i)
         if (!group || t->in_tail || i->access == TACCESS_NONE)
                 return false;
         if (i->access == TACCESS_OPERAND)
-                return i->insn.base / 8 == group->base && i->insn.index == GPR_ZERO * 8;
-        return group->base == X86_RSP;
+                return i->insn.base / 8 == group->base && i->insn.index / 8 == group->index && i->insn.shift == group->shift;
+        return group->base == X86_RSP && group->index == GPR_ZERO;
 }
 
 /* ---- tails ---- */

@@ -166,7 +166,7 @@ static struct tsite *look_up_stack(struct translation *t, struct tinsn *i, unsig
 static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, int32_t disp)
 {
         struct tgroup *group = i->group;
-        unsigned base;
+        unsigned base, index;
 
         if (i == &t->insn[group->first]) {
                 flags_keep(t);
@@ -175,7 +175,8 @@ static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, in
                 group->recipe = t->recipe;
                 group->emitted = true;
                 base = address_part(t, (uint8_t)(group->base * 8), TREG_ADDRESS);
-                address_sum(t, base, ASM_NONE, 1, group->low, 8);
+                index = address_part(t, (uint8_t)(group->index * 8), TREG_SCRATCH);
+                address_sum(t, base, index, 1u << group->shift, group->low, 8);
                 emit_probe(t, (unsigned)(group->high - group->low), group->write, &group->tail);
                 asm_lea(t->a, TREG_ADDRESS, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -group->low));
         }

@@ -362,7 +362,7 @@ bool rewrite_keeps_address(const struct tinsn *i)
 {
         struct plan plan;
 
-        if (!make_plan(&plan, i, NULL) || plan.memory || i->faults)
+        if (!make_plan(&plan, i, NULL) || plan.memory)
                 return false;
         for (unsigned n = 0; n < FIELDS; n++)
                 if ((plan.field[n].load || plan.field[n].store) && plan.field[n].host == TREG_ADDRESS)

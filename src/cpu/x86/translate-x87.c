@@ -134,6 +134,13 @@ static void emit_fldcw(struct translation *t, struct tinsn *i)
         memory_done(t, site);
 }
 
+/* For groups: register forms leave RBP alone, memory forms may share a look-up. */
+static void groupable(struct tinsn *i)
+{
+        i->access = i->insn.flags & INSN_MEMORY ? TACCESS_OPERAND : TACCESS_NONE;
+        i->keeps_address = rewrite_keeps_address(i);
+}
+
 static bool is_x87(const struct tinsn *i)
 {
         switch (i->z.mnemonic) {
@@ -198,6 +205,7 @@ static temit_fn mmx_translate(struct tinsn *i, uint32_t key)
                 return NULL;
         i->x87 = TX87_SILENT;
         i->site = i->insn.flags & INSN_MEMORY;
+        groupable(i);
         return emit_rewritten;
 }
 
@@ -223,5 +231,6 @@ temit_fn x87_translate(struct tinsn *i, uint32_t key)
         if (i->z.opcode < 0xd8 || i->z.opcode > 0xdf || i->z.opcode_map != ZYDIS_OPCODE_MAP_DEFAULT || !rewrite_possible(i))
                 return NULL;
         i->x87 = is_control(i) ? TX87_SILENT : TX87_COUNTS;
+        groupable(i);
         return emit_rewritten;
 }

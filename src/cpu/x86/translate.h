@@ -44,7 +44,7 @@ struct tinsn {
         uint32_t x87_store;  /* to be stored before it; 0: nothing */
         bool keeps_address;  /* no access, and its code leaves RBP alone */
         uint8_t access;      /* enum taccess: what a group may take; CALL and RET too */
-        int32_t moved;       /* in a group: how far its base has moved since its first instruction */
+        int32_t moved;       /* in a group: how far its registers have moved since its first instruction */
         struct tgroup *group;
         struct insn *copy;   /* what its sites name, made on demand */
 };
@@ -54,9 +54,10 @@ enum tplace { TPLACE_HOST = 1, TPLACE_SAVED = 2, TPLACE_RECIPE = 4 };
 
 /* Accesses that share a look-up (translate-group.c). */
 struct tgroup {
-        uint8_t first, last, base; /* instructions; guest register or GPR_BLOCK */
+        uint8_t first, last;       /* instructions */
+        uint8_t base, index, shift; /* guest registers, GPR_BLOCK, GPR_ZERO */
         bool write, emitted;
-        int32_t low, high;         /* what is accessed, from the base as it is at first */
+        int32_t low, high;         /* what is accessed, from the registers as they are at first */
         struct asm_label tail, back;
         unsigned places, places_after;
         uint16_t needed_after;

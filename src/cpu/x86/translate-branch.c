@@ -76,6 +76,42 @@ static struct asm_label *chain(struct translation *t, uint32_t target, unsigned 
         return label;
 }
 
+/* ---- loops of one block ---- */
+
+static bool loops_back(struct translation *t, uint32_t target)
+{
+        if (!t->may_loop || target != (t->source->gpa & (GUEST_PAGE_SIZE - 1)) || !(t->places & TPLACE_RECIPE))
+                return false;
+        if (t->in_loop)
+                return !memcmp(&t->recipe, &t->loop_recipe, sizeof(t->recipe));
+        t->loops = true;
+        t->loop_recipe = t->recipe;
+        return true;
+}
+
+/* A chain that is linked to the block itself from the start; the branch is emitted next, to t->loop. */
+static void chain_to_loop(struct translation *t, uint32_t target, unsigned opcode_bytes)
+{
+        struct tstub *stub;
+
+        chain(t, target, opcode_bytes, true);
+        if (t->failed)
+                return;
+        stub = &t->stub[t->stubs - 1];
+        stub->at->linked = t->block;
+        stub->at->incoming = t->block->incoming;
+        t->block->incoming = stub->site;
+}
+
+void emit_loop_head(struct translation *t)
+{
+        asm_align(t->a, 32, 0);
+        asm_bind(t->a, &t->loop);
+        t->recipe = t->loop_recipe;
+        t->places = TPLACE_RECIPE;
+        check_go(t, &t->insn[0]);
+}
+
 /* ---- the jump cache: RBP is the linear target, the host's flags the guest's ---- */
 
 static void probe(struct translation *t, struct asm_label *hit)
@@ -163,7 +199,13 @@ static void emit_followed(struct translation *t, struct tinsn *i)
 static void emit_jmp(struct translation *t, struct tinsn *i)
 {
         flags_to_host(t);
-        exit_checked(t, (uint32_t)i->insn.imm, is_backward(i));
+        if (!loops_back(t, (uint32_t)i->insn.imm)) {
+                exit_checked(t, (uint32_t)i->insn.imm, is_backward(i));
+                return;
+        }
+        align_chain(t, 1);
+        chain_to_loop(t, (uint32_t)i->insn.imm, 1);
+        asm_jmp(t->a, &t->loop);
 }
 
 static void emit_jcc(struct translation *t, struct tinsn *i)
@@ -178,6 +220,13 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
                 load_target(t, target);
                 jump_to_address(t, NULL, 0);
                 asm_bind(t->a, &skip);
+                return;
+        }
+        if (i->ends && loops_back(t, target)) {
+                align_chain(t, 2);
+                chain_to_loop(t, target, 2);
+                asm_jcc(t->a, condition, &t->loop);
+                emit_exit(t, i->insn.end);
                 return;
         }
         if (i->ends) {

@@ -3,6 +3,8 @@
  *
  *      host + 0    lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
  *      host + 16   the block                                                       for direct branches
+ *                  the tails of its groups
+ *                  once more, when it ends with a branch to its own start: emit_loop_head()
  *                  its stubs
  */
 #include "cpu/x86/translate.h"
@@ -12,6 +14,9 @@
 
 #include "cpu/x86/decode.h"
 #include "cpu/x86/flags.h"
+
+/* The longest block that is worth a second copy. */
+#define LOOP_INSNS_MAX 32
 
 /* ---- sites ---- */
 
@@ -264,14 +269,13 @@ static void group_ends(struct translation *t, struct tinsn *last)
         asm_bind(t->a, &last->group->back);
 }
 
-static int emit(struct translation *t)
+static void emit_insns(struct translation *t)
 {
-        t->places = TPLACE_HOST;
-        emit_entry(t);
         for (unsigned n = 0; n < t->count && !t->a->full && !t->failed; n++) {
                 struct tinsn *i = &t->insn[n];
 
-                x87_check(t, i);
+                if (n || !t->in_loop || !t->insn[t->count - 1].x87_in)
+                        x87_check(t, i);
                 x87_store(t, i->x87_store);
                 i->emit(t, i);
                 if (i->group && i->group->last == n && !i->ends)
@@ -281,6 +285,28 @@ static int emit(struct translation *t)
         t->in_tail = true;
         find_needed(t);
         groups_emit_tails(t);
+}
+
+static void emit_loop(struct translation *t)
+{
+        for (unsigned n = 0; n < t->groups; n++) {
+                t->group[n].emitted = false;
+                t->group[n].tail = t->group[n].back = (struct asm_label){ 0 };
+        }
+        t->in_tail = false;
+        t->in_loop = true;
+        find_needed(t);
+        emit_loop_head(t);
+        emit_insns(t);
+}
+
+static int emit(struct translation *t)
+{
+        t->places = TPLACE_HOST;
+        emit_entry(t);
+        emit_insns(t);
+        if (t->loops)
+                emit_loop(t);
         emit_stubs(t);
         if (t->a->full || t->failed)
                 return -ENOSPC;
@@ -304,10 +330,13 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
         t->failed = t->crosses = t->in_tail = t->member = false;
         t->groups = 0;
+        t->loops = t->in_loop = false;
+        t->loop = (struct asm_label){ 0 };
         t->count = t->stubs = 0;
         t->recipe = (struct tflags_recipe){ 0 };
         r = lift(t);
         if (r == 0) {
+                t->may_loop = t->count <= LOOP_INSNS_MAX && !translator_lock_step(tr);
                 x87_plan(t);
                 groups_find(t);
                 find_needed(t);

@@ -88,6 +88,10 @@ struct translation {
         uint32_t x87_last;   /* to be stored where execution runs off the end */
         unsigned groups;
         bool in_tail;
+        bool may_loop;             /* a branch to the block's start may lead into a second copy (emit_loop_head()) */
+        bool loops, in_loop;       /* one does; that copy is being emitted */
+        struct asm_label loop;     /* its start, where loop_recipe holds */
+        struct tflags_recipe loop_recipe;
         bool member;               /* the operand of the last look-up is operand, else [rcx + rbp] */
         struct asm_mem operand;
         uint32_t end_target; /* where execution goes on when the last instruction does not say */
@@ -197,5 +201,10 @@ fast_fn system_fast(const struct tinsn *i);
 
 /* ---- translate-branch.c ---- */
 
+/*
+ * The start of a block's second copy, where a branch at its end leads to when a recipe for the flags is known there: so nothing has to
+ * save them at its first access, and requests are looked for while the host's flags are free.
+ */
+void emit_loop_head(struct translation *t);
 /* Out of the block to an offset in the page (or beside it); flags must be in the host's. */
 void emit_exit(struct translation *t, uint32_t target);

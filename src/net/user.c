@@ -6,6 +6,11 @@
  * the host and lead to 10.0.2.15. The MTU is large: a TCP segment crosses as one frame, which saves most of the per-packet work
  * on both sides, and libslirp cuts nothing since it speaks to sockets.
  *
+ * It is not larger than a quarter of the TCP window, which libslirp cannot scale past 64 KiB. Linux offers multiples of the largest
+ * segment it has seen, and tells of a larger window only when that is twice the last (tcp_cleanup_rbuf()); libslirp sends no
+ * segment that is smaller than the MTU's and half the window. With segments of half a window both can wait for the other, until
+ * libslirp's persist timer (5 s).
+ *
  * How it hangs on the loop: libslirp names the descriptors it waits for only when asked, and all of them each time. They live
  * in an epoll set of their own, watched by one uv_poll, which is brought up to date in a uv_prepare that runs only after
  * something happened ("dirty"). Nothing ticks while nothing happens, but for libslirp's TCP timers while it has connections.
@@ -26,7 +31,7 @@
 #include "base/log.h"
 #include "base/timer.h"
 
-#define USER_MTU 65521u /* the largest that libslirp takes */
+#define USER_MTU 16384u /* see above */
 #define QUEUE_FRAMES_MAX 1024u
 #define QUEUE_BYTES_MAX (2u << 20)
 #define FDS_MAX 65536u

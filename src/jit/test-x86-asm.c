@@ -164,11 +164,35 @@ static void test_align(void **state)
         }
 }
 
+/* A jump is nowhere at a 32-byte boundary of the address it runs at, and as short as ever otherwise. */
+static void test_fit(void **state)
+{
+        struct fixture f;
+
+        for (unsigned start = 0; start < 64; start++) {
+                struct x86_asm *a = fresh(&f);
+                struct asm_label here = { 0 };
+                uint64_t first, last;
+
+                a->address = 0x7f0000000010;
+                a->fit_jumps = true;
+                asm_nops(a, start);
+                assert_int_equal(a->used, start);
+                asm_bind(a, &here);
+                asm_jcc(a, ASM_Z, &here);
+                last = a->address + a->used;
+                first = last - 6;
+                assert_int_equal(first / 32, last / 32);
+                assert_true((a->address + start) % 32 > 25 ? first % 32 == 0 : first == a->address + start);
+        }
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_memory_forms), cmocka_unit_test(test_shorthands), cmocka_unit_test(test_labels),
                 cmocka_unit_test(test_full),         cmocka_unit_test(test_align),
+                cmocka_unit_test(test_fit),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -30,7 +30,7 @@ void asm_u64(struct x86_asm *a, uint64_t value)
 }
 
 /* The forms that the SDM recommends (vol. 2B "NOP", table 4-12). */
-void asm_align(struct x86_asm *a, unsigned alignment, unsigned ahead)
+void asm_nops(struct x86_asm *a, unsigned left)
 {
         static const uint8_t nop[8][8] = {
                 { 0x90 },
@@ -42,7 +42,6 @@ void asm_align(struct x86_asm *a, unsigned alignment, unsigned ahead)
                 { 0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00 },
                 { 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 },
         };
-        unsigned left = (unsigned)(-(a->used + ahead)) & (alignment - 1);
 
         while (left) {
                 unsigned n = MIN(left, 8u);
@@ -50,6 +49,22 @@ void asm_align(struct x86_asm *a, unsigned alignment, unsigned ahead)
                 asm_bytes(a, nop[n - 1], n);
                 left -= n;
         }
+}
+
+void asm_align(struct x86_asm *a, unsigned alignment, unsigned ahead)
+{
+        asm_nops(a, (unsigned)(-(a->used + ahead)) & (alignment - 1));
+}
+
+bool asm_fits(const struct x86_asm *a, unsigned ahead, unsigned n)
+{
+        return !a->fit_jumps || (a->address + a->used + ahead) % 32 + n < 32;
+}
+
+void asm_fit(struct x86_asm *a, unsigned n)
+{
+        if (!asm_fits(a, 0, n))
+                asm_nops(a, 32 - (unsigned)((a->address + a->used) % 32));
 }
 
 /* ---- one instruction ---- */
@@ -280,12 +295,14 @@ static void use(struct x86_asm *a, struct asm_label *label, bool rel8)
 
 void asm_jmp(struct x86_asm *a, struct asm_label *label)
 {
+        asm_fit(a, 5);
         asm_byte(a, 0xe9);
         use(a, label, false);
 }
 
 void asm_jcc(struct x86_asm *a, enum asm_condition condition, struct asm_label *label)
 {
+        asm_fit(a, 6);
         asm_byte(a, 0x0f);
         asm_byte(a, (uint8_t)(0x80 | condition));
         use(a, label, false);
@@ -293,6 +310,7 @@ void asm_jcc(struct x86_asm *a, enum asm_condition condition, struct asm_label *
 
 void asm_call(struct x86_asm *a, struct asm_label *label)
 {
+        asm_fit(a, 5);
         asm_byte(a, 0xe8);
         use(a, label, false);
 }
@@ -307,18 +325,21 @@ void asm_lea_label(struct x86_asm *a, unsigned to, struct asm_label *label)
 
 void asm_jrcxz(struct x86_asm *a, struct asm_label *label)
 {
+        asm_fit(a, 2);
         asm_byte(a, 0xe3);
         use(a, label, true);
 }
 
 void asm_jmp_short(struct x86_asm *a, struct asm_label *label)
 {
+        asm_fit(a, 2);
         asm_byte(a, 0xeb);
         use(a, label, true);
 }
 
 void asm_jcc_short(struct x86_asm *a, enum asm_condition condition, struct asm_label *label)
 {
+        asm_fit(a, 2);
         asm_byte(a, (uint8_t)(0x70 | condition));
         use(a, label, true);
 }

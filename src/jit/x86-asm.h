@@ -19,6 +19,7 @@ struct x86_asm {
         uint64_t address;    /* what buffer's first byte will be executed at; rel32 are computed from it */
         size_t size, used;
         bool full;
+        bool fit_jumps;      /* asm_fit() does something */
 };
 
 /* A memory operand: [base + index * scale + disp], gs: when asked. base and index may be ASM_NONE. */
@@ -76,6 +77,15 @@ void asm_u64(struct x86_asm *a, uint64_t value);
 void asm_bytes(struct x86_asm *a, const void *bytes, size_t size_bytes);
 /* NOPs until used is a multiple of alignment (a power of two) after ahead more bytes. */
 void asm_align(struct x86_asm *a, unsigned alignment, unsigned ahead);
+
+/*
+ * NOPs, so that the next n bytes (a jump, or a pair that the processor fuses; at most 31) neither cross a 32-byte boundary nor end at one:
+ * some processors do not keep code decoded in which a jump does (Intel, "Mitigations for Jump Conditional Code Erratum", 2019).
+ */
+void asm_fit(struct x86_asm *a, unsigned n);
+/* Whether n bytes would do so after ahead more bytes. */
+bool asm_fits(const struct x86_asm *a, unsigned ahead, unsigned n);
+void asm_nops(struct x86_asm *a, unsigned n);
 
 /* false: no_rex with a register that needs one; nothing is emitted. */
 bool asm_insn(struct x86_asm *a, const struct asm_insn *insn);

@@ -61,6 +61,8 @@ static void bind_go(struct translation *t, struct asm_label *label, struct tinsn
 static void align_chain(struct translation *t, unsigned opcode_bytes)
 {
         asm_align(t->a, 4, opcode_bytes);
+        while (!asm_fits(t->a, 0, opcode_bytes + 4))
+                asm_nops(t->a, 4);
 }
 
 static struct asm_label *chain(struct translation *t, uint32_t target, unsigned opcode_bytes, bool backward)
@@ -103,9 +105,11 @@ static void chain_to_loop(struct translation *t, uint32_t target, unsigned opcod
         t->block->incoming = stub->site;
 }
 
+#define LOOP_HEAD_BYTES 24
+
 void emit_loop_head(struct translation *t)
 {
-        asm_align(t->a, 32, 0);
+        asm_fit(t->a, LOOP_HEAD_BYTES);
         asm_bind(t->a, &t->loop);
         t->recipe = t->loop_recipe;
         t->places = TPLACE_RECIPE;

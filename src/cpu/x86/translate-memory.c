@@ -108,6 +108,7 @@ static void emit_probe(struct translation *t, unsigned size_bytes, bool write, s
 
         emit_index(t);
         asm_rm(t->a, 8, 0x33, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, tags)); /* xor */
+        asm_fit(t->a, 7 + 6); /* both instructions */
         asm_alu_imm(t->a, 7, 8, TREG_ADDRESS, (int32_t)(PAGE_BYTES - size_bytes));
         asm_jcc(t->a, ASM_NBE, slow);
         asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, set + offsetof(struct tlb_set, host)));

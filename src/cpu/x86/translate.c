@@ -269,15 +269,55 @@ static void group_ends(struct translation *t, struct tinsn *last)
         asm_bind(t->a, &last->group->back);
 }
 
+/* A register form that the processor fuses with the branch behind it: what it becomes can be moved. */
+static bool fuses(const struct translation *t, const struct tinsn *i)
+{
+        if (i->emit != emit_rewritten || i->insn.flags & INSN_MEMORY || i->site || i + 1 == t->insn + t->count ||
+            i[1].z.meta.category != ZYDIS_CATEGORY_COND_BR)
+                return false;
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_CMP:
+        case ZYDIS_MNEMONIC_TEST:
+        case ZYDIS_MNEMONIC_ADD:
+        case ZYDIS_MNEMONIC_SUB:
+        case ZYDIS_MNEMONIC_AND:
+        case ZYDIS_MNEMONIC_INC:
+        case ZYDIS_MNEMONIC_DEC: return true;
+        default: return false;
+        }
+}
+
+#define JCC_BYTES 6
+
+/* Moves what was emitted from start on so that it is followed by an aligned Jcc (translate-branch.c: align_chain()) in the same 32 bytes. */
+static void fit_pair(struct x86_asm *a, size_t start)
+{
+        unsigned bytes = (unsigned)(a->used - start), pad = 0;
+        uint8_t code[16];
+
+        if (a->full || bytes > sizeof(code))
+                return;
+        memcpy(code, a->buffer + start, bytes);
+        a->used = start;
+        while ((start + pad + bytes + JCC_BYTES) % 4 || !asm_fits(a, pad, bytes + JCC_BYTES))
+                pad++;
+        asm_nops(a, pad);
+        asm_bytes(a, code, bytes);
+}
+
 static void emit_insns(struct translation *t)
 {
         for (unsigned n = 0; n < t->count && !t->a->full && !t->failed; n++) {
                 struct tinsn *i = &t->insn[n];
+                size_t start;
 
                 if (n || !t->in_loop || !t->insn[t->count - 1].x87_in)
                         x87_check(t, i);
                 x87_store(t, i->x87_store);
+                start = t->a->used;
                 i->emit(t, i);
+                if (fuses(t, i))
+                        fit_pair(t->a, start);
                 if (i->group && i->group->last == n && !i->ends)
                         group_ends(t, i);
         }

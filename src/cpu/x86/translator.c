@@ -504,6 +504,7 @@ static int translate_here(struct translator *tr, struct x86_cpu *cpu, const stru
         *block = (struct tblock){ .gpa = source->gpa, .key = source->key, .host = at };
         a = (struct x86_asm){
                 .buffer = code_cache_rw(tr->cache, at), .address = (uintptr_t)code_cache_rx(tr->cache, at), .size = HOST_BYTES_MAX,
+                .fit_jumps = true,
         };
         r = translate_block(tr, cpu, source, &a, block);
         if (r < 0) {

@@ -82,7 +82,8 @@ static struct asm_label *chain(struct translation *t, uint32_t target, unsigned 
 
 static bool loops_back(struct translation *t, uint32_t target)
 {
-        if (!t->may_loop || target != (t->source->gpa & (GUEST_PAGE_SIZE - 1)) || !(t->places & TPLACE_RECIPE))
+        if (!t->may_loop || target != (t->source->gpa & (GUEST_PAGE_SIZE - 1)) || !(t->places & TPLACE_RECIPE) ||
+            t->tlb_mode != t->source->key >> 28)
                 return false;
         if (t->in_loop)
                 return !memcmp(&t->recipe, &t->loop_recipe, sizeof(t->recipe));

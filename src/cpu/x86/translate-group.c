@@ -218,6 +218,7 @@ void groups_emit_tails(struct translation *t)
                 asm_bind(t->a, &group->tail);
                 t->places = group->places;
                 t->recipe = group->recipe;
+                t->tlb_mode = group->tlb_mode;
                 for (unsigned n = group->first; n <= group->last && !t->a->full && !t->failed; n++)
                         t->insn[n].emit(t, &t->insn[n]);
                 if (!t->insn[group->last].ends)

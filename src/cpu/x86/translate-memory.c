@@ -174,6 +174,7 @@ static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, in
                 t->places &= ~(unsigned)TPLACE_HOST;
                 group->places = t->places;
                 group->recipe = t->recipe;
+                group->tlb_mode = t->tlb_mode;
                 group->emitted = true;
                 base = address_part(t, (uint8_t)(group->base * 8), TREG_ADDRESS);
                 index = address_part(t, (uint8_t)(group->index * 8), TREG_SCRATCH);

@@ -335,6 +335,7 @@ static void emit_loop(struct translation *t)
         }
         t->in_tail = false;
         t->in_loop = true;
+        t->tlb_mode = t->source->key >> 28;
         find_needed(t);
         emit_loop_head(t);
         emit_insns(t);

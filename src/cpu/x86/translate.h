@@ -58,6 +58,7 @@ struct tgroup {
         uint8_t base, index, shift; /* guest registers, GPR_BLOCK, GPR_ZERO */
         bool write, emitted;
         int32_t low, high;         /* what is accessed, from the registers as they are at first */
+        unsigned tlb_mode;         /* STAC and CLAC behind it change the block's */
         struct asm_label tail, back;
         unsigned places, places_after;
         uint16_t needed_after;

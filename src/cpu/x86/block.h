@@ -83,6 +83,8 @@ void block_cache_flush(struct block_cache *cache);
 
 /* The first instruction at s.rip, made the running block; raises what fetching raises. cpu->block must be NULL. */
 const struct insn *block_enter(struct x86_cpu *cpu);
+/* engine.c: interprets the block at s.rip and those chained to it; request_mask is right. */
+void block_run(struct x86_cpu *cpu);
 
 /* The slow ends of the functions below. */
 const struct insn *block_follow_slow(struct x86_cpu *cpu, enum block_way way, uint64_t rip);

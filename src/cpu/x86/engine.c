@@ -237,7 +237,7 @@ static enum boundary boundary(struct x86_cpu *cpu)
 /* ---- running ---- */
 
 /* One block and those chained to it. */
-static void run_blocks(struct x86_cpu *cpu)
+void block_run(struct x86_cpu *cpu)
 {
         const struct insn *i = block_enter(cpu);
 
@@ -257,7 +257,7 @@ static void run_any(struct x86_cpu *cpu)
                 block = translator_find(cpu);
         cpu->jit.interpret = false;
         if (!block)
-                run_blocks(cpu);
+                block_run(cpu);
         else if (unlikely(cpu->lock_step))
                 lock_step_run(cpu, block);
         else
@@ -269,7 +269,7 @@ static void run_step(struct x86_cpu *cpu)
         cpu->s.interrupt_shadow = false;
         cpu->request_mask = x86_request_mask(cpu);
         x86_step_begin(cpu);
-        run_blocks(cpu);
+        block_run(cpu);
         x86_step_end(cpu);
 }
 
@@ -286,7 +286,7 @@ static void run_shadowed(struct x86_cpu *cpu)
                 return;
         }
         cpu->mode_key |= MODE_STEP;
-        run_blocks(cpu);
+        block_run(cpu);
         x86_mode_changed(cpu);
 }
 

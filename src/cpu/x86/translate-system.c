@@ -135,15 +135,26 @@ temit_fn system_translate(struct tinsn *i, uint32_t key)
         }
 }
 
+static bool is_register(const ZydisDecodedOperand *operand, ZydisRegisterClass class)
+{
+        return operand->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(operand->reg.value) == class;
+}
+
 fast_fn system_fast(const struct tinsn *i)
 {
         switch (i->z.mnemonic) {
         case ZYDIS_MNEMONIC_MOV:
-                return i->operand[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-                                       ZydisRegisterGetClass(i->operand[0].reg.value) == ZYDIS_REGCLASS_CONTROL
-                               ? fast_handler(&i->insn)
-                               : NULL;
+                if (is_register(&i->operand[1], ZYDIS_REGCLASS_SEGMENT))
+                        return i->operand[0].type == ZYDIS_OPERAND_TYPE_REGISTER ? fast_segment_handler() : NULL;
+                return is_register(&i->operand[0], ZYDIS_REGCLASS_CONTROL) ? fast_handler(&i->insn) : NULL;
         case ZYDIS_MNEMONIC_MOVSD: return i->z.meta.category == ZYDIS_CATEGORY_STRINGOP ? fast_handler(&i->insn) : NULL;
+        case ZYDIS_MNEMONIC_BT:
+        case ZYDIS_MNEMONIC_BTS:
+        case ZYDIS_MNEMONIC_BTR:
+        case ZYDIS_MNEMONIC_BTC:
+                return i->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY && i->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER
+                               ? fast_bit_handler(&i->insn, i->z.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+                               : NULL;
         default: return fast_handler(&i->insn);
         }
 }

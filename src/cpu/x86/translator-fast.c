@@ -296,6 +296,115 @@ static enum fast_result fast_popfq(struct x86_cpu *cpu, const struct insn *i)
         return FAST_LEFT;
 }
 
+static enum fast_result fast_mov_from_segment(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t *to = gpr(cpu, i->reg[0]);
+        uint16_t selector = cpu->s.seg[i->imm2].selector;
+
+        *to = i->opsize == 2 ? (*to & ~UINT64_C(0xffff)) | selector : selector;
+        return FAST_NEXT;
+}
+
+static enum fast_result fast_read_base(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t base = cpu->s.seg[i->op == ZYDIS_MNEMONIC_RDFSBASE ? X86_FS : X86_GS].base;
+
+        if (!(cpu->s.cr4 & X86_CR4_FSGSBASE))
+                return FAST_NO;
+        *gpr(cpu, i->reg[0]) = i->opsize == 8 ? base : (uint32_t)base;
+        return FAST_NEXT;
+}
+
+static enum fast_result fast_write_base(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t base = i->opsize == 8 ? *gpr(cpu, i->reg[0]) : (uint32_t)*gpr(cpu, i->reg[0]);
+
+        if (!(cpu->s.cr4 & X86_CR4_FSGSBASE) || !x86_canonical(base))
+                return FAST_NO;
+        cpu->s.seg[i->op == ZYDIS_MNEMONIC_WRFSBASE ? X86_FS : X86_GS].base = base;
+        return FAST_NEXT;
+}
+
+/* Now and then the handler lets another thread of the host run. */
+static enum fast_result fast_pause(struct x86_cpu *cpu, const struct insn *i)
+{
+        if ((cpu->pauses & 255) == 255)
+                return FAST_NO;
+        cpu->pauses++;
+        return FAST_NEXT;
+}
+
+/* ---- bits in memory, by a register that may lead far from the operand's address ---- */
+
+#define BIT_INSTRUCTION(name, text)                                                                                         \
+        static bool name(void *at, unsigned bit, unsigned size_bytes)                                                       \
+        {                                                                                                                   \
+                bool carry;                                                                                                 \
+                                                                                                                            \
+                switch (size_bytes) {                                                                                       \
+                case 2: __asm__ volatile(text "w %w2, %1" : "=@ccc"(carry), "+m"(*(uint16_t *)at) : "r"(bit)); break;       \
+                case 4: __asm__ volatile(text "l %2, %1" : "=@ccc"(carry), "+m"(*(uint32_t *)at) : "r"(bit)); break;        \
+                default: __asm__ volatile(text "q %q2, %1" : "=@ccc"(carry), "+m"(*(uint64_t *)at) : "r"((uint64_t)bit));   \
+                }                                                                                                           \
+                return carry;                                                                                               \
+        }
+
+BIT_INSTRUCTION(bit_test, "bt")
+BIT_INSTRUCTION(bit_set, "bts")
+BIT_INSTRUCTION(bit_reset, "btr")
+BIT_INSTRUCTION(bit_complement, "btc")
+BIT_INSTRUCTION(bit_set_locked, "lock bts")
+BIT_INSTRUCTION(bit_reset_locked, "lock btr")
+BIT_INSTRUCTION(bit_complement_locked, "lock btc")
+
+static void *find_or_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
+
+static _always_inline_ enum fast_result bit_in_memory(struct x86_cpu *cpu, const struct insn *i, bool write,
+                                                      bool (*act)(void *at, unsigned bit, unsigned size_bytes))
+{
+        unsigned size = i->opsize, bits = size * 8;
+        int64_t bit = size == 8   ? (int64_t)*gpr(cpu, i->reg[1])
+                      : size == 4 ? (int32_t)*gpr(cpu, i->reg[1])
+                                  : (int16_t)*gpr(cpu, i->reg[1]);
+        uint64_t linear;
+        void *at;
+
+        if (i->asize != 8)
+                return FAST_NO;
+        linear = insn_offset(cpu, i) + (uint64_t)(bit >> (size == 8 ? 6 : size == 4 ? 5 : 4)) * size;
+        if (i->seg >= X86_FS)
+                linear += cpu->s.seg[i->seg].base;
+        at = find_or_fill(cpu, linear, size, write);
+        if (!at)
+                return FAST_NO;
+        flags_set_status(cpu, (flags_status(cpu) & ~(uint64_t)X86_FLAG_CF) | act(at, (unsigned)bit & (bits - 1), size));
+        return FAST_NEXT;
+}
+
+#define FAST_BIT(name, write)                                                                     \
+        static enum fast_result fast_##name(struct x86_cpu *cpu, const struct insn *i)            \
+        {                                                                                         \
+                return bit_in_memory(cpu, i, write, name);                                        \
+        }
+
+FAST_BIT(bit_test, false)
+FAST_BIT(bit_set, true)
+FAST_BIT(bit_reset, true)
+FAST_BIT(bit_complement, true)
+FAST_BIT(bit_set_locked, true)
+FAST_BIT(bit_reset_locked, true)
+FAST_BIT(bit_complement_locked, true)
+
+fast_fn fast_bit_handler(const struct insn *i, bool locked)
+{
+        switch (i->op) {
+        case ZYDIS_MNEMONIC_BT: return fast_bit_test;
+        case ZYDIS_MNEMONIC_BTS: return locked ? fast_bit_set_locked : fast_bit_set;
+        case ZYDIS_MNEMONIC_BTR: return locked ? fast_bit_reset_locked : fast_bit_reset;
+        default: return locked ? fast_bit_complement_locked : fast_bit_complement;
+        }
+}
+
 /* ---- REP MOVS and STOS forward ---- */
 
 static void copy_run(void *to, const void *from, uint64_t count, unsigned size_bytes)
@@ -401,6 +510,11 @@ static enum fast_result fast_stos(struct x86_cpu *cpu, const struct insn *i)
 
 /* ---- which ---- */
 
+fast_fn fast_segment_handler(void)
+{
+        return fast_mov_from_segment;
+}
+
 fast_fn fast_handler(const struct insn *i)
 {
         switch (i->op) {
@@ -413,6 +527,11 @@ fast_fn fast_handler(const struct insn *i)
         case ZYDIS_MNEMONIC_RDMSR: return fast_rdmsr;
         case ZYDIS_MNEMONIC_RDTSC:
         case ZYDIS_MNEMONIC_RDTSCP: return fast_rdtsc;
+        case ZYDIS_MNEMONIC_RDFSBASE:
+        case ZYDIS_MNEMONIC_RDGSBASE: return fast_read_base;
+        case ZYDIS_MNEMONIC_WRFSBASE:
+        case ZYDIS_MNEMONIC_WRGSBASE: return fast_write_base;
+        case ZYDIS_MNEMONIC_PAUSE: return fast_pause;
         case ZYDIS_MNEMONIC_PUSHFQ: return fast_pushfq;
         case ZYDIS_MNEMONIC_POPFQ: return fast_popfq;
         case ZYDIS_MNEMONIC_MOVSB:

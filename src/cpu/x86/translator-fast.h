@@ -17,3 +17,6 @@ typedef enum fast_result (*fast_fn)(struct x86_cpu *cpu, const struct insn *insn
 
 /* The one for an instruction of a 64-bit block, or NULL. A MOV is one to a control register, MOVS the string instruction. */
 fast_fn fast_handler(const struct insn *insn);
+/* MOV of a selector into a general register; BT, BTS, BTR, BTC on memory by a register. */
+fast_fn fast_segment_handler(void);
+fast_fn fast_bit_handler(const struct insn *insn, bool locked);

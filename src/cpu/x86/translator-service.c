@@ -316,13 +316,27 @@ const void *translator_serve_go(struct x86_cpu *cpu, uint64_t number, uint64_t r
         return out(cpu);
 }
 
+/*
+ * An instruction that cannot be part of a block, most often because it goes on in the next page: interpreted here, with what the interpreter
+ * chains to it, so that the way back is short. The shadow stack stays when calls and returns were even.
+ */
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
         const struct tsite *site = site_at(cpu, number);
+        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target);
+        uint64_t sp = cpu->s.gpr[X86_RSP];
+        uint32_t key = translation_key(cpu);
 
         begin(cpu, number);
         cpu->jit.left++;
-        return interpret_at(cpu, site, cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target));
+        if (run_loop_wanted(cpu))
+                return interpret_at(cpu, site, rip);
+        flags_in(cpu, site);
+        at_rip(cpu, rip);
+        translator_vectors_out(cpu);
+        cpu->request_mask = x86_request_mask(cpu);
+        block_run(cpu);
+        return go_on(cpu, translation_key(cpu) != key || cpu->s.gpr[X86_RSP] != sp);
 }
 
 const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)

@@ -46,7 +46,7 @@ struct lazy_flags {
 /* What translated code reaches at fixed places relative to GS (docs/translator.md). */
 struct x86_jit {
         _Atomic uint32_t go;        /* 0: leave at the next check; cleared by whoever raises a request */
-        uint16_t flags;             /* SETO in bits 0-7, LAHF in 8-15 */
+        uint32_t flags;             /* SETO in bits 0-7, LAHF in 8-15; without TFLAGS_REAL: the site whose recipe makes them, from TFLAGS_SITE on */
         uint16_t host_flags;        /* the same of the host's flags when code was left for a service, and what it goes on with */
         uint32_t site;              /* the site being served, for translator_recover(); 0: none */
         uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */

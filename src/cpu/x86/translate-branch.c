@@ -65,10 +65,8 @@ static void align_chain(struct translation *t, unsigned opcode_bytes)
                 asm_nops(t->a, 4);
 }
 
-static struct asm_label *chain(struct translation *t, uint32_t target, unsigned opcode_bytes, bool backward)
+static struct asm_label *chain_from(struct translation *t, struct tsite *site, uint32_t number, uint32_t target, unsigned opcode_bytes, bool backward)
 {
-        uint32_t number;
-        struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
         struct asm_label *label = translate_stub(t, site, number, TTHUNK_CHAIN);
 
         site->target = (int32_t)target;
@@ -76,6 +74,44 @@ static struct asm_label *chain(struct translation *t, uint32_t target, unsigned 
         site->patch = translate_here(t) + opcode_bytes;
         t->stub[t->stubs - 1].chain = true;
         return label;
+}
+
+static struct asm_label *chain(struct translation *t, uint32_t target, unsigned opcode_bytes, bool backward)
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
+
+        return chain_from(t, site, number, target, opcode_bytes, backward);
+}
+
+/* A site that is linked instead of the one for when the host's flags are wanted, which comes next: slow. Its rel32 follows an opcode byte. */
+static uint32_t chain_without_flags(struct translation *t, struct asm_label *slow, void (*jump)(struct x86_asm *a, struct asm_label *label))
+{
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
+
+        site->not_host = true;
+        flags_pass(t, site, number);
+        align_chain(t, 1);
+        site->patch = translate_here(t) + 1;
+        jump(t->a, slow);
+        return number;
+}
+
+/* What that one's rel32 leads to: flags, and the other jump. */
+static void chain_with_flags(struct translation *t, uint32_t instead, struct asm_label *slow, uint32_t target, bool backward)
+{
+        uint32_t number;
+        struct tsite *site;
+
+        if (!t->failed)
+                translator_site_at(t->tr, instead)->next = translate_here(t);
+        asm_bind(t->a, slow);
+        flags_to_host(t);
+        site = translate_site(t, TSITE_CHAIN, NULL, &number);
+        site->instead = instead;
+        align_chain(t, 1);
+        asm_jmp(t->a, chain_from(t, site, number, target, 1, backward));
 }
 
 /* ---- loops of one block ---- */
@@ -168,9 +204,12 @@ static void load_target(struct translation *t, uint32_t target)
 
 static void exit_checked(struct translation *t, uint32_t target, bool backward)
 {
-        struct asm_label out = { 0 };
+        struct asm_label out = { 0 }, slow = { 0 };
+        unsigned places = t->places;
+        uint32_t number;
 
         if (!in_page(target)) {
+                flags_to_host(t);
                 load_target(t, target);
                 jump_to_address(t, NULL, 0);
                 return;
@@ -179,8 +218,17 @@ static void exit_checked(struct translation *t, uint32_t target, bool backward)
                 load_go(t);
                 asm_jrcxz(t->a, &out);
         }
-        align_chain(t, 1);
-        asm_jmp(t->a, chain(t, target, 1, backward));
+        if (places & TPLACE_HOST) {
+                struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
+
+                flags_pass(t, site, number);
+                align_chain(t, 1);
+                asm_jmp(t->a, chain_from(t, site, number, target, 1, backward));
+        } else {
+                number = chain_without_flags(t, &slow, asm_jmp);
+                chain_with_flags(t, number, &slow, target, backward);
+        }
+        t->places = places;
         if (backward)
                 bind_go(t, &out, NULL, target);
 }
@@ -203,11 +251,11 @@ static void emit_followed(struct translation *t, struct tinsn *i)
 
 static void emit_jmp(struct translation *t, struct tinsn *i)
 {
-        flags_to_host(t);
         if (!loops_back(t, (uint32_t)i->insn.imm)) {
                 exit_checked(t, (uint32_t)i->insn.imm, is_backward(i));
                 return;
         }
+        flags_to_host(t);
         align_chain(t, 1);
         chain_to_loop(t, (uint32_t)i->insn.imm, 1);
         asm_jmp(t->a, &t->loop);
@@ -218,6 +266,8 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
         enum asm_condition condition = i->z.opcode & 15;
         uint32_t target = (uint32_t)i->insn.imm;
         struct asm_label skip = { 0 }, out = { 0 };
+        struct tsite *site;
+        uint32_t number;
 
         flags_to_host(t);
         if (!in_page(target)) {
@@ -238,8 +288,11 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
                 load_go(t);
                 asm_jrcxz(t->a, &out);
         }
+        site = translate_site(t, TSITE_CHAIN, NULL, &number);
+        if (i->ends || t->places & TPLACE_SAVED)
+                flags_pass(t, site, number);
         align_chain(t, 2);
-        asm_jcc(t->a, condition, chain(t, target, 2, i->ends));
+        asm_jcc(t->a, condition, chain_from(t, site, number, target, 2, i->ends));
         if (i->ends) {
                 emit_exit(t, i->insn.end);
                 bind_go(t, &out, i, 0);
@@ -288,6 +341,7 @@ static void push_return(struct translation *t, struct tinsn *i)
 /* Where a host RET comes back to: RBP is the guest's return address. */
 static void return_point(struct translation *t, struct tinsn *i)
 {
+        t->places = TPLACE_HOST;
         asm_lea(t->a, ASM_RSP, asm_at(ASM_RSP, 8));
         asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_ADDRESS, -(int32_t)i->insn.end));
         asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);

@@ -353,6 +353,61 @@ void flags_to_host(struct translation *t)
         t->places |= TPLACE_HOST;
 }
 
+/* ---- from block to block ---- */
+
+static uint16_t registers_written(const struct tinsn *i)
+{
+        uint16_t mask = 0;
+
+        for (unsigned guest = 0; guest < 16; guest++)
+                if (flags_guest_written(i, guest))
+                        mask |= (uint16_t)(1u << guest);
+        return mask;
+}
+
+/*
+ * While the flags that the block was entered with count, sites find them in jit.flags, which may name a recipe of the block before: no
+ * instruction then may want them in the host's flags, and the recipe's registers must not change before the last of these sites.
+ */
+void flags_plan_entry(struct translation *t)
+{
+        uint16_t changed = 0;
+
+        t->block->entry = TENTRY_DEAD;
+        t->block->fast_changes = 0;
+        t->block->fast = 0;
+        for (unsigned n = 0; n < t->count; n++) {
+                const struct tinsn *i = &t->insn[n];
+
+                if (i->site || i->x87_check) {
+                        t->block->entry = TENTRY_FAULTS;
+                        t->block->fast_changes |= changed;
+                }
+                if (i->reads || i->ends || (i->changes && i->writes != TFLAGS_ALL))
+                        break;
+                if (i->writes == TFLAGS_ALL)
+                        return;
+                changed |= registers_written(i);
+        }
+        t->block->entry = TENTRY_HOST;
+}
+
+bool flags_pass(struct translation *t, struct tsite *site, uint32_t number)
+{
+        const struct tflags_recipe *r = &t->recipe;
+
+        if (!(t->places & (TPLACE_SAVED | TPLACE_RECIPE)) || number >> (32 - TFLAGS_SITE))
+                return false;
+        site->passes = true;
+        if (t->places & TPLACE_SAVED)
+                return true;
+        site->recipe = *r;
+        site->passes_by = (uint16_t)(1u << (r->a / 8) | (r->b == NO_REGISTER ? 0 : 1u << (r->b / 8)));
+        asm_rm(t->a, 4, 0xc7, 0, asm_gs(FLAGS_SLOT));
+        asm_u32(t->a, number << TFLAGS_SITE);
+        return true;
+}
+
 /* ---- after a fault ---- */
 
 static uint64_t result_flags(uint64_t r, unsigned bits)

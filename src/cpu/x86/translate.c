@@ -242,6 +242,11 @@ static void emit_entry(struct translation *t)
         assert(t->a->full || t->a->used == TBLOCK_DIRECT);
         /* The first instruction may become a call. */
         asm_bytes(t->a, "\x0f\x1f\x44\x00\x00", 5);
+        if (t->block->entry == TENTRY_FAULTS) {
+                flags_keep(t);
+                t->places = TPLACE_SAVED;
+        }
+        t->block->fast = translate_here(t);
 }
 
 static void emit_end(struct translation *t)
@@ -252,11 +257,11 @@ static void emit_end(struct translation *t)
         if (t->insn[t->count - 1].ends)
                 return;
         x87_store(t, t->x87_last);
-        flags_to_host(t);
         if (!t->crosses) {
                 emit_exit(t, t->end_target);
                 return;
         }
+        flags_to_host(t);
         site = translate_site(t, TSITE_LEAVE, NULL, &number);
         site->target = (int32_t)t->end_target;
         translate_stub_here(t, number, TTHUNK_LEAVE);
@@ -381,6 +386,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
                 x87_plan(t);
                 groups_find(t);
                 find_needed(t);
+                flags_plan_entry(t);
                 r = emit(t);
         }
         free(t);

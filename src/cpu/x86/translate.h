@@ -130,6 +130,10 @@ bool flags_wanted(const struct translation *t, const struct tinsn *i);
 void flags_after(struct translation *t, const struct tinsn *i);
 /* A handler has run: all flags are everywhere. */
 void flags_after_handler(struct translation *t);
+/* Decides block->entry, once it is known what needs flags. */
+void flags_plan_entry(struct translation *t);
+/* Whether whoever goes on may take the flags from jit.flags, with a store of site's number there or without: recipe registers are by. */
+bool flags_pass(struct translation *t, struct tsite *site, uint32_t number);
 /*
  * For code that is not the instruction's own: the guest register is about to change, and nothing else; RSP is about to move by bytes.
  * RCX must be free.

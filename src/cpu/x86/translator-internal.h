@@ -58,7 +58,7 @@ struct translator {
 
 /* The live block at gpa for key, NULL when there is none. Only while jit.inside holds the epoch. */
 struct tblock *translator_lookup(const struct translator *tr, uint64_t gpa, uint32_t key);
-/* Links the site to the block; takes the lock. Nothing is done when either died. */
+/* Links the site, or the one that stands for it, to the block; takes the lock. Nothing is done when either died. */
 void translator_link(struct translator *tr, struct tsite *site, struct tblock *to);
 /* The block whose host code holds that offset; NULL. */
 struct tblock *translator_block_at(struct translator *tr, uint32_t host);
@@ -115,5 +115,5 @@ static inline uint64_t tflags_to_eflags(uint16_t flags)
 
 static inline uint16_t tflags_of_eflags(uint64_t eflags)
 {
-        return (uint16_t)((eflags & 0xd5) << 8 | (eflags >> 11 & 1));
+        return (uint16_t)(TFLAGS_REAL | (eflags & 0xd5) << 8 | (eflags >> 11 & 1));
 }

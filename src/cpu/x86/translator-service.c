@@ -31,7 +31,9 @@ static uint64_t eflags_at(const struct x86_cpu *cpu, const struct tsite *site)
         case TFLAGS_HOST:
                 return tflags_to_eflags(cpu->jit.host_flags);
         case TFLAGS_SAVED:
-                return tflags_to_eflags(cpu->jit.flags);
+                if (!(cpu->jit.flags & TFLAGS_REAL)) /* the block was entered with them so */
+                        return translator_flags_at(cpu, site_at(cpu, cpu->jit.flags >> TFLAGS_SITE));
+                return tflags_to_eflags((uint16_t)cpu->jit.flags);
         default:
                 return translator_flags_at(cpu, site);
         }

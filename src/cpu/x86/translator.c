@@ -272,8 +272,20 @@ static void store_rel32(struct translator *tr, uint32_t at, uint32_t target)
         __atomic_store_n((uint32_t *)code_cache_rw(tr->cache, at), target - (at + 4), __ATOMIC_RELEASE);
 }
 
+/* Where the site may enter the block; 0: nowhere. */
+static uint32_t entry_for(const struct tsite *site, const struct tblock *to)
+{
+        if (to->entry == TENTRY_FAULTS && site->passes && !(site->passes_by & to->fast_changes))
+                return to->fast;
+        if (!site->not_host)
+                return to->host + TBLOCK_DIRECT;
+        return to->entry == TENTRY_DEAD ? to->fast : 0;
+}
+
 void translator_link(struct translator *tr, struct tsite *site, struct tblock *to)
 {
+        if (site->instead && entry_for(&tr->site[site->instead], to))
+                site = &tr->site[site->instead];
         if (tr->lock_step || site->linked)
                 return;
         pthread_mutex_lock(&tr->lock);
@@ -281,7 +293,7 @@ void translator_link(struct translator *tr, struct tsite *site, struct tblock *t
                 site->incoming = to->incoming;
                 to->incoming = (uint32_t)(site - tr->site);
                 site->linked = to;
-                store_rel32(tr, site->patch, to->host + TBLOCK_DIRECT);
+                store_rel32(tr, site->patch, entry_for(site, to));
         }
         pthread_mutex_unlock(&tr->lock);
 }
@@ -434,6 +446,11 @@ struct tblock *translator_block_at(struct translator *tr, uint32_t host)
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk)
 {
         return tr->thunk[thunk];
+}
+
+struct tsite *translator_site_at(struct translator *tr, uint32_t number)
+{
+        return &tr->site[number];
 }
 
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number)

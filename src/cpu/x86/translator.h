@@ -62,6 +62,13 @@ struct tsite {
         uint8_t size_bytes;  /* of the access, TSITE_MEMORY. TSITE_JUMP: to add to RSP once the target is known canonical (RET) */
         bool write, stack;   /* TSITE_MEMORY: stack: at RSP (POP, RET) or RSP - size (PUSH, CALL), not insn's operand */
         bool backward;       /* TSITE_CHAIN */
+        /*
+         * TSITE_CHAIN: jit.flags has the flags, too, by a recipe from the registers in passes_by (none: saved); not_host: and the host's
+         * flags are not they. instead: the site to be linked rather than this one, when it can be; 0: none.
+         */
+        bool passes, not_host;
+        uint16_t passes_by;
+        uint32_t instead;
         bool x87;            /* code at retry and next wants the x87 state in the host's x87 unit */
         uint32_t x87_op;     /* for jit.x87_op; 0: what is there counts */
         fast_fn fast;        /* TSITE_HANDLER: tried before insn's own handler; NULL: none */
@@ -84,6 +91,16 @@ struct tsite {
         struct tblock *block;
 };
 
+/*
+ * The flags that a block is entered with: of no use; of use only to faults and the like, which take them from jit.flags; wanted in the
+ * host's flags.
+ */
+enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_HOST };
+
+/* In jit.flags: LAHF sets the bit always. */
+#define TFLAGS_REAL 0x200u
+#define TFLAGS_SITE 10
+
 /* One translated block. Under the translator's lock but for what is marked (r): read by any processor without it. */
 struct tblock {
         struct tblock *next;      /* (r) in the hash chain */
@@ -94,6 +111,13 @@ struct tblock {
         uint16_t insns;
         uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, see TBLOCK_DIRECT */
         uint32_t host_end;
+        /*
+         * What becomes of the flags at the entry; unless TENTRY_HOST: an entry for who has them in jit.flags, or for which a jump to STALE
+         * would come with the wrong ones; and registers that change before they are dead.
+         */
+        uint8_t entry;            /* enum tentry */
+        uint16_t fast_changes;
+        uint32_t fast;
         uint32_t site_first, sites;
         uint32_t incoming;        /* first site that is linked to this block; 0: none */
         bool dead;                /* (r) */
@@ -147,6 +171,7 @@ void translator_recover(struct x86_cpu *cpu);
 enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNK_X87, TTHUNKS };
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
+struct tsite *translator_site_at(struct translator *tr, uint32_t number);
 insn_fn translator_end(void); /* of an end mark */
 struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
 

@@ -467,7 +467,7 @@ static int make_translator(struct software *software, const struct accel_options
         struct err why = ERR_INIT;
         int r;
 
-        if (!strcmp(engine, "interpreter") || !strcmp(engine, "auto")) /* the translator has to prove itself first */
+        if (!strcmp(engine, "interpreter"))
                 return 0;
         r = x86_complex_translate(software->complex, &translator, &why);
         if (r < 0 && !strcmp(engine, "auto")) {

@@ -88,10 +88,10 @@ void translator_recover(struct x86_cpu *cpu)
 
 static bool run_loop_wanted(struct x86_cpu *cpu)
 {
-        uint32_t mask = x86_request_mask(cpu), requests = atomic_load_explicit(&cpu->requests, memory_order_acquire);
+        uint32_t requests = atomic_load_explicit(&cpu->requests, memory_order_acquire);
 
-        if (requests & mask || !atomic_load_explicit(&cpu->jit.go, memory_order_relaxed) || cpu->s.halted || cpu->mode_key & MODE_STEP || !cpu->mode64 || cpu->tlb_mode == TLB_CHECKED ||
-            cpu->translator->lock_step)
+        if ((requests && requests & x86_request_mask(cpu)) || !atomic_load_explicit(&cpu->jit.go, memory_order_relaxed) || cpu->s.halted ||
+            cpu->mode_key & MODE_STEP || !cpu->mode64 || cpu->tlb_mode == TLB_CHECKED || cpu->translator->lock_step)
                 return true;
         /* Nothing waits for the shadow's end, and the next instruction comes before the next look at jit.go. */
         cpu->s.interrupt_shadow = false;
@@ -111,6 +111,34 @@ static const void *enter_direct(struct x86_cpu *cpu, const struct tblock *block,
         return code_cache_rx(cpu->translator->cache, block->host + TBLOCK_DIRECT);
 }
 
+/* The jump caches are for the mode as it is. */
+static void check_jump_key(struct x86_cpu *cpu)
+{
+        uint32_t key = translation_key(cpu) & ~(MODE_USER | 7u << 28);
+
+        if (key == cpu->jit.jump_key)
+                return;
+        tjump_forget(cpu, TJUMPS_ALL);
+        cpu->jit.jump_key = key;
+}
+
+static struct tjump *jump_at(struct x86_cpu *cpu, uint64_t rip)
+{
+        return (cpu->tlb_mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[cpu->tlb_mode]) + tjump_index(rip);
+}
+
+/* What the jump cache has for rip: code to go on with, or NULL. */
+static const void *enter_known(struct x86_cpu *cpu, uint64_t rip)
+{
+        const struct tjump *jump = jump_at(cpu, rip);
+
+        if (jump->nrip != -rip || !x86_canonical(rip))
+                return NULL;
+        cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
+        cpu->jit.site = 0;
+        return (const void *)(uintptr_t)(jump->host + TBLOCK_DIRECT);
+}
+
 /* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises. */
 static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
 {
@@ -121,10 +149,6 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
 
         if (!x86_canonical(rip))
                 return NULL;
-        if ((key & ~(MODE_USER | 7u << 28)) != cpu->jit.jump_key) {
-                tjump_forget(cpu, TJUMPS_ALL);
-                cpu->jit.jump_key = key & ~(MODE_USER | 7u << 28);
-        }
         if (!mmu_fetch_cached(cpu, rip))
                 translator_vectors_out(cpu);
         gpa = mmu_fetch(cpu, rip, &host);
@@ -137,11 +161,18 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
 static const void *go_on(struct x86_cpu *cpu, bool new_mode)
 {
         const struct tblock *block;
+        const void *known;
 
         if (run_loop_wanted(cpu))
                 return out(cpu);
         if (new_mode)
                 cpu->jit.rsp = cpu->jit.shadow_base;
+        check_jump_key(cpu);
+        known = enter_known(cpu, cpu->s.rip);
+        if (known) {
+                flags_out(cpu);
+                return known;
+        }
         block = next_block(cpu, cpu->s.rip);
         if (!block)
                 return out(cpu);
@@ -370,6 +401,8 @@ const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t 
                 at_rip(cpu, rbp);
         else
                 at_rip(cpu, cpu->s.gpr[GPR_BLOCK] | (block->gpa & (GUEST_PAGE_SIZE - 1)));
+        if (cpu->tlb_mode != TLB_CHECKED)
+                jump_at(cpu, cpu->s.rip)->nrip = TJUMP_NOWHERE; /* what it names may be this block */
         return go_on(cpu, false);
 }
 

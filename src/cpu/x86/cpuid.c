@@ -5,8 +5,10 @@
  * the SIMD families run the host's instructions, so they are offered when the host has them. "max" is all of that; the numbered
  * models are the levels of the x86-64 psABI, with the system features an operating system expects of any processor of today.
  *
- * Family, model and stepping are those of a processor that lists of affected processors do not name; with
- * IA32_ARCH_CAPABILITIES (msr.c) a guest leaves out mitigations that cost much and protect nothing here.
+ * Family, model and stepping are those of no processor: lists of affected processors do not name it, and with
+ * IA32_ARCH_CAPABILITIES (msr.c) a guest leaves out mitigations that cost much and protect nothing here. Nor may it be one that
+ * programs know to have more than is offered: a function with versions for architectures, as GCC makes them (target_clones), goes
+ * by the model's number alone.
  *
  * Source: Intel SDM vol. 2A "CPUID", tables 3-8 to 3-21; x86-64 psABI §3.1.1 (levels); KVM: Documentation/virt/kvm/x86/cpuid.rst.
  */
@@ -20,7 +22,7 @@
 #include "cpu/x86/cpu.h"
 #include "cpu/x86/system.h"
 
-#define SIGNATURE 0x000806f4u /* family 6, model 0x8f, stepping 4 */
+#define SIGNATURE 0x00010681u /* family 6, model 0x18, stepping 1 */
 #define LINEAR_BITS 48u
 
 #define LEAF_KVM 0x40000000u

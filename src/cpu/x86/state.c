@@ -16,7 +16,7 @@
 #define STATE_VERSION 1
 
 /* Family 6, a plausible stepping: what EDX holds after reset (CPUID leaf 1 EAX, see cpuid.c). */
-#define RESET_EDX 0x000806f4u
+#define RESET_EDX 0x00010681u
 
 void x86_state_reset(struct x86_state *state, bool bsp)
 {

@@ -462,6 +462,7 @@ static int make_translator(struct software *software, const struct accel_options
         const struct translator_options translator = {
                 .cache_bytes = options->code_cache_bytes ? options->code_cache_bytes : CODE_CACHE_BYTES,
                 .perf_map = options->perf_map,
+                .stats = options->cpu_stats,
                 .lock_step = !strcmp(engine, "lock-step"),
         };
         struct err why = ERR_INIT;
@@ -548,6 +549,14 @@ static uint64_t software_instructions(struct accel_vcpu *vcpu)
         return x86_cpu_instructions(to_vcpu(vcpu)->cpu);
 }
 
+static void software_stats(struct accel *accel, struct accel_vcpu *vcpu, char *text, size_t size_bytes)
+{
+        if (vcpu)
+                x86_cpu_stats(to_vcpu(vcpu)->cpu, text, size_bytes);
+        else
+                x86_complex_stats(to_software(accel)->complex, text, size_bytes);
+}
+
 const struct accel_ops accel_software_ops = {
         .name = "software",
         .text = "a processor in software; runs anywhere",
@@ -569,4 +578,5 @@ const struct accel_ops accel_software_ops = {
         .pause = software_pause,
         .resume = software_resume,
         .instructions = software_instructions,
+        .stats = software_stats,
 };

@@ -32,6 +32,7 @@ struct accel_options {
         const char *cpu_model;     /* NULL: "max" */
         const char *cpu_engine;    /* software: "auto" (also NULL), "translator", "interpreter", "lock-step" */
         uint64_t code_cache_bytes; /* software: of translated code; 0: the default */
+        bool cpu_stats;            /* software: keep what stats tells of times */
         bool perf_map;             /* software: list translated code for perf */
 };
 

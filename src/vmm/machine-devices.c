@@ -76,6 +76,7 @@ static int make_board(struct machine *machine, struct err *err)
                 .cpu_model = machine->config.cpu_model,
                 .cpu_engine = machine->config.cpu_engine,
                 .code_cache_bytes = machine->config.code_cache_bytes,
+                .cpu_stats = machine->config.cpu_stats,
                 .perf_map = machine->config.perf_map,
         };
         int r = machine->ops->new (&machine->host, machine->config.cpus, &options, &machine->accel, err);

@@ -592,3 +592,17 @@ void machine_status(struct machine *machine, char *text, size_t size_bytes)
                 append(&at, last, " %s", machine->device[i]->id);
         append(&at, last, "\n");
 }
+
+void machine_cpu_stats(struct machine *machine, char *text, size_t size_bytes)
+{
+        char *at = text, *last = text + size_bytes;
+
+        *at = '\0';
+        if (!machine->ops->stats)
+                return;
+        machine->ops->stats(machine->accel, NULL, at, size_bytes);
+        for (unsigned i = 0; i < machine->config.cpus; i++) {
+                at += strlen(at);
+                machine->ops->stats(machine->accel, machine->vcpu[i].vcpu, at, (size_t)(last - at));
+        }
+}

@@ -78,3 +78,5 @@ struct guest_memory *machine_memory(struct machine *machine);
 unsigned machine_directories(struct machine *machine, struct sandbox_directory *directories, unsigned max);
 /* Lines of text for a person: state, processors, memory, devices. */
 void machine_status(struct machine *machine, char *text, size_t size_bytes);
+/* The same of where the processors' time went; empty when the accelerator does not know. */
+void machine_cpu_stats(struct machine *machine, char *text, size_t size_bytes);

@@ -11,6 +11,7 @@ static const struct {
         bool takes_argument;
 } commands[] = {
         { "status", MONITOR_STATUS },
+        { "cpus", MONITOR_CPUS },
         { "power", MONITOR_POWER_BUTTON },
         { "balloon", MONITOR_BALLOON, true },
         { "reset", MONITOR_RESET },
@@ -24,6 +25,7 @@ static const struct {
 const char *monitor_help(void)
 {
         return "status  state, processors, memory, devices\n"
+               "cpus    where the processors' time went (more with --cpu-stats)\n"
                "power   press the power button\n"
                "balloon SIZE  ask the guest to give so much of its memory back (512M, 2G; 0: none)\n"
                "reset   reset the machine\n"

@@ -12,6 +12,7 @@ enum monitor_command {
         MONITOR_NONE,
         MONITOR_UNKNOWN,
         MONITOR_STATUS,
+        MONITOR_CPUS,
         MONITOR_POWER_BUTTON,
         MONITOR_BALLOON,
         MONITOR_RESET,

@@ -109,6 +109,14 @@ static void print_status(struct vmm *vmm)
         console_print(vmm->console, text);
 }
 
+static void print_cpu_stats(struct vmm *vmm)
+{
+        char text[16384];
+
+        machine_cpu_stats(vmm->machine, text, sizeof(text));
+        console_print(vmm->console, *text ? text : "nothing is known\n");
+}
+
 static void monitor_open(struct vmm *vmm, bool open)
 {
         vmm->in_monitor = open;
@@ -148,6 +156,9 @@ static void monitor_run(struct vmm *vmm, enum monitor_command command)
         switch (command) {
         case MONITOR_STATUS:
                 print_status(vmm);
+                break;
+        case MONITOR_CPUS:
+                print_cpu_stats(vmm);
                 break;
         case MONITOR_POWER_BUTTON:
                 machine_power_button(vmm->machine);
@@ -392,10 +403,21 @@ static void close_left(uv_handle_t *handle, void *ctx)
                 uv_close(handle, NULL);
 }
 
+/* On the log's stream, so that the guest's console stays the guest's. */
+static void say_cpu_stats(struct vmm *vmm)
+{
+        char text[16384];
+
+        machine_cpu_stats(vmm->machine, text, sizeof(text));
+        fputs(text, stderr);
+}
+
 static void clean_up(struct vmm *vmm)
 {
         if (!vmm->has_loop)
                 return;
+        if (vmm->machine && vmm->config->cpu_stats)
+                say_cpu_stats(vmm);
         machine_free(vmm->machine);
         vmm->machine = NULL;
         console_free(vmm->console);

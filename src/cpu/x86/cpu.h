@@ -10,6 +10,7 @@
 #include <setjmp.h>
 
 #include "cpu/x86/insn.h"
+#include "cpu/x86/stats.h"
 #include "cpu/x86/tlb.h"
 #include "cpu/x86/x86.h"
 
@@ -71,7 +72,6 @@ struct x86_jit {
         uint32_t jump_key;          /* what of translation_key() the jump caches are for */
         /* Counts for --cpu-stats. */
         uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale, flushes;
-        uint64_t guest_ticks, translate_ticks;
         void *shadow_map, *signal_stack; /* mappings */
         size_t shadow_map_size;
         struct tjump jump[2][TJUMP_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
@@ -133,6 +133,7 @@ struct x86_cpu {
 
         struct x86_jit jit;
         struct translator *translator; /* NULL: everything is interpreted */
+        struct x86_stats *stats;       /* NULL: not asked for */
         struct lock_step *lock_step;   /* NULL: translations are not compared with the interpreter */
         jmp_buf unwind;
         struct x86_fault fault;     /* what x86_raise() was called with */

@@ -50,6 +50,8 @@ int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_mo
         r = translator_cpu_new(cpu, err);
         if (r == 0 && translator_lock_step(cpu->translator))
                 r = lock_step_new(&cpu->lock_step, err);
+        if (r == 0 && translator_wants_stats(cpu->translator))
+                r = x86_stats_new(&cpu->stats, err);
         if (r == 0)
                 r = block_cache_new(cpu, err);
         if (r == 0)
@@ -73,6 +75,7 @@ void x86_cpu_free(struct x86_cpu *cpu)
         block_cache_free(cpu->blocks);
         translator_cpu_free(cpu);
         lock_step_free(cpu->lock_step);
+        free(cpu->stats);
         x86_cpu_unmap(cpu);
 }
 
@@ -256,6 +259,7 @@ static void run_any(struct x86_cpu *cpu)
         if (cpu->translator && cpu->mode64 && cpu->tlb_mode != TLB_CHECKED && !cpu->jit.interpret)
                 block = translator_find(cpu);
         cpu->jit.interpret = false;
+        stats_phase(cpu->stats, block ? X86_IN_TRANSLATED : X86_INTERPRETING);
         if (!block)
                 block_run(cpu);
         else if (unlikely(cpu->lock_step))
@@ -308,6 +312,7 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
 
         if (cpu->translator)
                 translator_thread_begin(cpu);
+        stats_phase(cpu->stats, X86_INTERPRETING);
         complex_enter(cpu);
         paravirt_enter(cpu);
         if (_setjmp(cpu->unwind) && recover(cpu) < 0) {
@@ -339,6 +344,7 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
         }
         paravirt_leave(cpu);
         complex_leave(cpu);
+        stats_phase(cpu->stats, X86_OUT);
         return reason;
 }
 

@@ -48,7 +48,7 @@ struct translator {
         _Atomic uint64_t epoch;    /* raised when blocks were retired, so that jump caches are emptied */
         uint32_t thunk[TTHUNKS];
         const void *vectors_save;  /* void (struct x86_cpu *), host code */
-        bool lock_step;
+        bool lock_step, wants_stats;
         bool host_avx;
         int perf_map;              /* -1: none */
         struct translator_stats stats;

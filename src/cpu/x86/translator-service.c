@@ -231,6 +231,8 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
                 next = NULL;
                 break;
         default:
+                if (unlikely(cpu->stats))
+                        cpu->stats->handler[insn->op]++;
                 translator_vectors_out(cpu);
                 cpu->request_mask = x86_request_mask(cpu); /* the handler of a long instruction with REP goes by it */
                 do

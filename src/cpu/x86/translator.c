@@ -59,6 +59,11 @@ bool translator_lock_step(const struct translator *tr)
         return tr && tr->lock_step;
 }
 
+bool translator_wants_stats(const struct translator *tr)
+{
+        return tr && tr->wants_stats;
+}
+
 void translator_free(struct translator *tr)
 {
         if (!tr)
@@ -143,6 +148,7 @@ int translator_new(struct x86_complex *complex, const struct translator_options 
         tr->complex = complex;
         tr->perf_map = -1;
         tr->lock_step = options->lock_step;
+        tr->wants_stats = options->stats;
         tr->host_avx = __builtin_cpu_supports("avx");
         atomic_init(&tr->epoch, 1);
         if (!__builtin_cpu_supports("bmi2")) {
@@ -573,6 +579,7 @@ static struct tblock *translate_at(struct x86_cpu *cpu, uint64_t gpa, const uint
         const _Atomic uint32_t *code = guest_region_code(guest_memory_find(cpu->mem, gpa), gpa);
         struct tblock *block = NULL;
         uint32_t generation = mmu_page_becomes_code(cpu, page);
+        enum x86_phase before = stats_phase(cpu->stats, X86_TRANSLATING);
 
         memcpy(bytes, host, source.size_bytes);
         pthread_mutex_lock(&tr->lock);
@@ -582,6 +589,7 @@ static struct tblock *translate_at(struct x86_cpu *cpu, uint64_t gpa, const uint
                 *error = -EAGAIN;
         }
         pthread_mutex_unlock(&tr->lock);
+        stats_phase(cpu->stats, before);
         return *error ? NULL : block;
 }
 

@@ -151,7 +151,9 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
 
 int translator_new(struct x86_complex *complex, const struct translator_options *options, struct translator **out, struct err *err) _must_check_;
 void translator_free(struct translator *tr);
-bool translator_lock_step(const struct translator *tr); /* tr may be NULL */
+/* tr may be NULL. */
+bool translator_lock_step(const struct translator *tr);
+bool translator_wants_stats(const struct translator *tr);
 /* x86_cpu_new() and _free(): what a processor needs; nothing without a translator. */
 int translator_cpu_new(struct x86_cpu *cpu, struct err *err) _must_check_;
 void translator_cpu_free(struct x86_cpu *cpu);

@@ -60,6 +60,7 @@ void x86_complex_free(struct x86_complex *complex);
 struct translator_options {
         size_t cache_bytes; /* of host code */
         bool perf_map;      /* /tmp/perf-PID.map */
+        bool stats;         /* keep what x86_cpu_stats() tells of times and handlers */
         bool lock_step;     /* the interpreter executes each block again and compares */
 };
 int x86_complex_translate(struct x86_complex *complex, const struct translator_options *options, struct err *err) _must_check_;
@@ -85,3 +86,7 @@ uint64_t x86_cpu_tsc_offset(const struct x86_cpu *cpu);
 
 /* Instructions retired since x86_cpu_new(), about: counted by blocks. Any thread. */
 uint64_t x86_cpu_instructions(const struct x86_cpu *cpu);
+
+/* Lines for a person: where a processor's time went, and what all processors have translated. Empty without a translator. Any thread. */
+void x86_cpu_stats(const struct x86_cpu *cpu, char *text, size_t size_bytes);
+void x86_complex_stats(const struct x86_complex *complex, char *text, size_t size_bytes);

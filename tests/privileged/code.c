@@ -320,6 +320,34 @@ static void check_dma(void)
 
 /* ---- other mappings ---- */
 
+/* An instruction that goes on in the next page, hot: either part changes, by a store or by another page in its place. */
+static void check_crossing(void)
+{
+        volatile uint8_t *first = map(8, code, P | RW), *second = map(9, code + 4096, P | RW), *at = first + 4096 - 3;
+
+        (void)second;
+        put_function(at, 0x11112222);
+        heat(at);
+        check_eq("an instruction across pages", call(at), 0x11112222);
+        *(volatile uint16_t *)(at + 3) = 0x3333;
+        check_eq("its second part written", call(at), 0x33332222);
+        heat(at);
+        *(volatile uint16_t *)(at + 1) = 0x4444;
+        check_eq("its first part written", call(at), 0x33334444);
+        heat(at);
+        code[4096] = 0x55; /* by another address */
+        check_eq("its second part written by another address", call(at), 0x33554444);
+        heat(at);
+        *(volatile uint16_t *)code_b = 0x6666;
+        code_b[2] = 0xc3;
+        map(9, code_b, P | RW);
+        check_eq("another page behind it", call(at), 0x66664444);
+        heat(at);
+        check_eq("another page behind it, hot", call(at), 0x66664444);
+        map(9, code + 4096, P | RW);
+        check_eq("and the first again", call(at), 0x33554444);
+}
+
 static void check_remap(void)
 {
         const uint64_t cr3 = READ_CR(3);
@@ -543,7 +571,7 @@ static void check_loops(void)
                 ap_do(2);
                 loops[n * 2].run();
                 ap_do(0);
-                check_row("NMIs in a hot loop: ", loops[n * 2].name, nmis, 5);
+                check_row("NMIs in a hot loop: ", loops[n * 2].name, nmis >= 5, 1); /* one more may come before the other processor stops */
         }
         /* The state that is interrupted comes back whole: sums in all registers and flags over many interrupts. */
         uint64_t sum;
@@ -802,6 +830,7 @@ void main(void)
         check_writers();
         check_pages();
         check_dma();
+        check_crossing();
         check_remap();
         check_returns();
         check_steps();

@@ -193,7 +193,7 @@ static int lift(struct translation *t)
                 }
                 end = MAX(end, (uint32_t)i->insn.end);
                 at = i->insn.end;
-                if (i->ends)
+                if (i->ends || t->source->key & TKEY_CROSSING)
                         break;
                 if (i->z.mnemonic == ZYDIS_MNEMONIC_JMP)
                         at = (uint32_t)i->insn.imm;
@@ -372,7 +372,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->a = as_;
         t->block = block;
         t->source = source;
-        t->tlb_mode = source->key >> 28;
+        t->tlb_mode = source->key >> 28 & 7;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
         t->failed = t->crosses = t->in_tail = t->member = false;
         t->groups = 0;

@@ -58,6 +58,12 @@ struct translator {
 
 /* The live block at gpa for key, NULL when there is none. Only while jit.inside holds the epoch. */
 struct tblock *translator_lookup(const struct translator *tr, uint64_t gpa, uint32_t key);
+/*
+ * The block of the instruction at rip, which goes on in the next page. find: one that is there and right, as long as both pages'
+ * translations for fetching are. make: translates it; NULL: not now.
+ */
+const struct tblock *translator_find_crossing(const struct x86_cpu *cpu, uint64_t rip);
+const struct tblock *translator_make_crossing(struct x86_cpu *cpu, uint64_t rip);
 /* Links the site, or the one that stands for it, to the block; takes the lock. Nothing is done when either died. */
 void translator_link(struct translator *tr, struct tsite *site, struct tblock *to);
 /* The block whose host code holds that offset; NULL. */

@@ -15,6 +15,7 @@
 #include "cpu/x86/translator-internal.h"
 
 #include "cpu/x86/block.h"
+#include "cpu/x86/decode.h"
 #include "cpu/x86/flags.h"
 #include "cpu/x86/system.h"
 
@@ -155,6 +156,8 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
         block = translator_lookup(cpu->translator, gpa, key);
         if (block)
                 tjump_set(cpu, rip, code_cache_rx(cpu->translator->cache, block->host));
+        else if ((rip & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - INSN_LENGTH_MAX) /* each time anew: not for the jump cache */
+                block = translator_find_crossing(cpu, rip);
         return block;
 }
 
@@ -361,8 +364,19 @@ const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_
         uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target);
         uint64_t sp = cpu->s.gpr[X86_RSP];
         uint32_t key = translation_key(cpu);
+        const struct tblock *block = NULL;
 
         begin(cpu, number);
+        if (!site->insn)
+                block = translator_find_crossing(cpu, rip);
+        if (!site->insn && !block) {
+                translator_vectors_out(cpu);
+                block = translator_make_crossing(cpu, rip);
+        }
+        if (block) {
+                cpu->jit.flags = cpu->jit.host_flags;
+                return enter_direct(cpu, block, rip);
+        }
         cpu->jit.left++;
         if (run_loop_wanted(cpu))
                 return interpret_at(cpu, site, rip);

@@ -26,6 +26,7 @@
 
 #include "cpu/x86/block.h"
 #include "cpu/x86/cpuid.h"
+#include "cpu/x86/decode.h"
 #include "cpu/x86/system.h"
 
 /* The most host code one block takes. */
@@ -524,7 +525,7 @@ static int translate_here(struct translator *tr, struct x86_cpu *cpu, const stru
             code_cache_reserve(tr->cache, HOST_BYTES_MAX, &at) < 0)
                 return -ENOSPC;
         block = &region->block[region->blocks];
-        *block = (struct tblock){ .gpa = source->gpa, .key = source->key, .host = at };
+        *block = (struct tblock){ .gpa = source->gpa, .key = source->key, .second = source->second, .host = at };
         a = (struct x86_asm){
                 .buffer = code_cache_rw(tr->cache, at), .address = (uintptr_t)code_cache_rx(tr->cache, at), .size = HOST_BYTES_MAX,
                 .fit_jumps = true,
@@ -593,6 +594,78 @@ static struct tblock *translate_at(struct x86_cpu *cpu, uint64_t gpa, const uint
         return *error ? NULL : block;
 }
 
+/* ---- instructions that go on in the next page ---- */
+
+static bool crossing_pages(const struct x86_cpu *cpu, uint64_t rip, const struct tlb_exec_entry *page[2])
+{
+        page[0] = mmu_fetch_cached(cpu, rip);
+        page[1] = mmu_fetch_cached(cpu, TPAGE_BASE(rip) + GUEST_PAGE_SIZE);
+        return page[0] && page[1];
+}
+
+static struct tblock *crossing_at(const struct x86_cpu *cpu, uint64_t gpa)
+{
+        return translator_lookup(cpu->translator, gpa, translation_key(cpu) | TKEY_CROSSING);
+}
+
+const struct tblock *translator_find_crossing(const struct x86_cpu *cpu, uint64_t rip)
+{
+        const struct tlb_exec_entry *page[2];
+        const struct tblock *block;
+
+        if (!crossing_pages(cpu, rip, page))
+                return NULL;
+        block = crossing_at(cpu, page[0]->gpa | (rip & (GUEST_PAGE_SIZE - 1)));
+        if (!block || block->second.gpa != page[1]->gpa ||
+            atomic_load_explicit(block->second.code, memory_order_acquire) != block->second.generation)
+                return NULL;
+        return block;
+}
+
+static bool may_cross(const struct translator *tr, uint64_t rip)
+{
+        return (rip & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - INSN_LENGTH_MAX && !tr->lock_step;
+}
+
+const struct tblock *translator_make_crossing(struct x86_cpu *cpu, uint64_t rip)
+{
+        struct translator *tr = cpu->translator;
+        uint32_t in_page = rip & (GUEST_PAGE_SIZE - 1), first_bytes = (uint32_t)GUEST_PAGE_SIZE - in_page, generation;
+        uint8_t bytes[INSN_LENGTH_MAX];
+        struct tsource source = { .bytes = bytes, .size_bytes = sizeof(bytes), .key = translation_key(cpu) | TKEY_CROSSING };
+        const struct tlb_exec_entry *page[2];
+        struct tblock *block = NULL, *old;
+        const _Atomic uint32_t *code;
+        uint64_t gpa;
+        int r;
+
+        if (!may_cross(tr, rip) || !crossing_pages(cpu, rip, page))
+                return NULL;
+        gpa = page[0]->gpa;
+        source.second.gpa = page[1]->gpa;
+        generation = mmu_page_becomes_code(cpu, gpa);
+        source.second.generation = mmu_page_becomes_code(cpu, source.second.gpa);
+        /* Others may have run, and this one's translations may be gone. */
+        if (!crossing_pages(cpu, rip, page) || page[0]->gpa != gpa || page[1]->gpa != source.second.gpa)
+                return NULL;
+        memcpy(bytes, page[0]->host + in_page, first_bytes);
+        memcpy(bytes + first_bytes, page[1]->host, INSN_LENGTH_MAX - first_bytes);
+        code = guest_region_code(guest_memory_find(cpu->mem, gpa), gpa);
+        source.gpa = gpa | in_page;
+        source.second.code = guest_region_code(guest_memory_find(cpu->mem, source.second.gpa), source.second.gpa);
+        pthread_mutex_lock(&tr->lock);
+        old = crossing_at(cpu, source.gpa);
+        if (old)
+                block_kill(tr, old);
+        r = translate_locked(tr, cpu, &source, &block);
+        if (r == 0 && atomic_load(code) != generation) {
+                block_kill(tr, block);
+                r = -EAGAIN;
+        }
+        pthread_mutex_unlock(&tr->lock);
+        return r == 0 ? block : NULL;
+}
+
 /* ---- for the run loop ---- */
 
 void translator_begin(struct x86_cpu *cpu)
@@ -610,11 +683,11 @@ void translator_begin(struct x86_cpu *cpu)
         }
 }
 
-struct tblock *translator_find(struct x86_cpu *cpu)
+const struct tblock *translator_find(struct x86_cpu *cpu)
 {
         uint64_t rip = cpu->s.rip, gpa;
         const uint8_t *host;
-        struct tblock *block;
+        const struct tblock *block;
         uint32_t *heat;
         int error;
 
@@ -623,12 +696,16 @@ struct tblock *translator_find(struct x86_cpu *cpu)
         translator_begin(cpu);
         gpa = mmu_fetch(cpu, rip, &host);
         block = translator_lookup(cpu->translator, gpa, translation_key(cpu));
+        if (!block && may_cross(cpu->translator, rip))
+                block = translator_find_crossing(cpu, rip);
         if (block || !host)
                 return block;
         heat = block_heat(cpu, gpa);
         if (!heat || *heat)
                 return NULL;
         block = translate_at(cpu, gpa, host, &error);
+        if (!block && error == -ENOTSUP && may_cross(cpu->translator, rip))
+                return translator_make_crossing(cpu, rip);
         if (!block && error == -ENOTSUP) {
                 heat = block_heat(cpu, gpa); /* other processors may have run meanwhile, and this one's tables changed */
                 if (heat)

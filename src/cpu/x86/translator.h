@@ -29,6 +29,9 @@ static inline uint32_t translation_key(const struct x86_cpu *cpu)
         return cpu->mode_key | (uint32_t)cpu->tlb_mode << 28;
 }
 
+/* In a block's key: it is the one instruction that begins at gpa and goes on in the next page. */
+#define TKEY_CROSSING (1u << 31)
+
 enum tsite_kind {
         TSITE_MEMORY,  /* an access missed the TLB: fill and retry, or do the instruction by its handler */
         TSITE_HANDLER, /* the interpreter's handler does this instruction */
@@ -36,7 +39,7 @@ enum tsite_kind {
         TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP; insn is the branch, already done (RSP changed, pushed) */
         TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
-        TSITE_LEAVE,   /* out to the run loop, which interprets the block at `target` */
+        TSITE_LEAVE,   /* the instruction at `target` goes on in the next page: its own block, or out to the run loop */
         TSITE_X87,     /* the x87 state is to be in the host's x87 unit; insn has not begun; on at retry, or the run loop interprets it */
 };
 
@@ -101,13 +104,20 @@ enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_HOST };
 #define TFLAGS_REAL 0x200u
 #define TFLAGS_SITE 10
 
+/* Where an instruction with TKEY_CROSSING goes on. Who enters its block looks whether that is still so. */
+struct tsecond {
+        uint64_t gpa; /* of the page */
+        const _Atomic uint32_t *code;
+        uint32_t generation;
+};
+
 /* One translated block. Under the translator's lock but for what is marked (r): read by any processor without it. */
 struct tblock {
         struct tblock *next;      /* (r) in the hash chain */
         struct tblock *page_next; /* of those whose page has the same hash */
         uint64_t gpa;             /* of the first byte */
         uint32_t key;             /* translation_key() */
-        uint16_t size_bytes;      /* guest; may end in another page only when it is one instruction: not translated then */
+        uint16_t size_bytes;      /* guest; ends in another page only with TKEY_CROSSING */
         uint16_t insns;
         uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, see TBLOCK_DIRECT */
         uint32_t host_end;
@@ -123,6 +133,7 @@ struct tblock {
         bool dead;                /* (r) */
         struct insn *insn;        /* two for each that a site needs: the instruction and an end mark */
         uint8_t *bytes;           /* the guest's, as translated */
+        struct tsecond second;
 };
 
 /*
@@ -131,12 +142,13 @@ struct tblock {
  */
 #define TBLOCK_DIRECT 16
 
-/* What translate_block() is given: a copy of the guest's bytes from gpa to the end of its page at most. */
+/* What translate_block() is given: a copy of the guest's bytes from gpa to the end of its page at most (TKEY_CROSSING: of one instruction). */
 struct tsource {
         uint64_t gpa;
         const uint8_t *bytes;
         size_t size_bytes;
         uint32_t key;
+        struct tsecond second;
 };
 
 /*
@@ -161,7 +173,7 @@ void translator_cpu_free(struct x86_cpu *cpu);
 void translator_thread_begin(struct x86_cpu *cpu);
 
 /* The block at s.rip when it is translated or hot enough to become so now, else NULL: interpret. May raise what fetching raises. */
-struct tblock *translator_find(struct x86_cpu *cpu);
+const struct tblock *translator_find(struct x86_cpu *cpu);
 /* Runs translated code from block on until something needs the run loop; s.rip and all other state are in place then. */
 void translator_enter(struct x86_cpu *cpu, const struct tblock *block);
 /* Every translation that touches these bytes is stale. Any thread; a processor that is in it leaves it at its next block. */

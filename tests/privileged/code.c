@@ -581,7 +581,8 @@ static void check_loops(void)
         timer(2000, true);
         for (unsigned n = 0; n < 1000 && !ticks; n++) {
                 __asm__ volatile("sti\n movl $300000, %%ecx\n xorl %%eax, %%eax\n xorl %%r8d, %%r8d\n xorl %%r10d, %%r10d\n xorl %%r15d, %%r15d\n"
-                                 "1: addq %%rcx, %%rax\n adcq $0, %%r8\n stc\n jmp 2f\n 2: adcq $0, %%r10\n leaq 1(%%r15), %%r15\n subq $1, %%rcx\n jnz 1b\n cli\n"
+                                 "1: addq %%rcx, %%rax\n adcq $0, %%r8\n stc\n jmp 2f\n 2: adcq $0, %%r10\n"
+                                 "leaq 1(%%r15), %%r15\n subq $1, %%rcx\n jnz 1b\n cli\n"
                                  "addq %%r10, %%rax\n addq %%r15, %%rax\n addq %%r8, %%rax"
                                  : "=&a"(sum) : : "rcx", "r8", "r10", "r15", "memory", "cc");
                 if (sum != 300000ull * 300001 / 2 + 600000)

@@ -169,7 +169,8 @@ static void find_group(struct translation *t, unsigned first)
                 return;
         group = &t->group[t->groups++];
         *group = (struct tgroup){
-                .first = first, .last = s.last, .base = s.origin.base, .index = s.origin.index, .shift = s.origin.shift, .low = (int32_t)s.low, .high = (int32_t)s.high, .write = s.write,
+                .first = first, .last = s.last, .base = s.origin.base, .index = s.origin.index, .shift = s.origin.shift,
+                .low = (int32_t)s.low, .high = (int32_t)s.high, .write = s.write,
         };
         for (unsigned n = first; n <= s.last; n++)
                 t->insn[n].group = group;

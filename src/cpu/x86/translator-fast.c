@@ -172,7 +172,8 @@ static enum fast_result fast_iretq(struct x86_cpu *cpu, const struct insn *i)
         code = descriptor_at(cpu, (uint16_t)slot[FRAME_CS]);
         stack = descriptor_at(cpu, (uint16_t)slot[FRAME_SS]);
         if ((cpl != 0 && cpl != 3) || (slot[FRAME_SS] & 3) != cpl || !good_code(code, cpl) ||
-            !(good_stack(stack, cpl) || good_null_stack((uint16_t)slot[FRAME_SS], cpl)) || !x86_canonical(slot[FRAME_RIP]) || flags & X86_FLAG_NT || !plain_flags(cpu, flags, cpl) || (cpl == 3 && !data_segments_stay(cpu)))
+            !(good_stack(stack, cpl) || good_null_stack((uint16_t)slot[FRAME_SS], cpl)) ||
+            !x86_canonical(slot[FRAME_RIP]) || flags & X86_FLAG_NT || !plain_flags(cpu, flags, cpl) || (cpl == 3 && !data_segments_stay(cpu)))
                 return FAST_NO;
         flags_put(cpu, (flags_get(cpu) & ~may) | (flags & may));
         set_segment(&cpu->s.seg[X86_CS], (uint16_t)slot[FRAME_CS], code);

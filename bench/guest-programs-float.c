@@ -3,7 +3,7 @@
  */
 #include "bench/guest-programs.h"
 
-#define GUEST __attribute__((section("guest_code"), noinline, used, optimize("no-tree-vectorize", "no-tree-loop-distribute-patterns")))
+#define GUEST __attribute__((section("guest_code"), noinline, used))
 #define SIZE 96
 
 typedef double quad __attribute__((vector_size(32)));

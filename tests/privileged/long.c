@@ -252,6 +252,11 @@ static void check_paging(void)
         CHECK_FAULT("the same with AC set", NONE, 0);
         read_at(a);
         CHECK_FAULT("and after CLAC", 14, 1);
+        /* Often enough to be translated: neighbours on two pages between STAC and CLAC. */
+        map(1, page_b, P | RW | US);
+        TRY("movl $5000, %%ecx\n 1: stac\n movl %%ecx, (%%rdi)\n movl %%ecx, 4(%%rdi)\n clac\n decl %%ecx\n jnz 1b", "D"(a + 4092));
+        CHECK_FAULT("user pages between STAC and CLAC, hot", NONE, 0);
+        check_eq("both were written", *(uint32_t *)(page_a + 4092) + *(uint32_t *)page_b, 2);
         WRITE_CR(4, READ_CR(4) & ~(1ull << 21));
         for (unsigned i = 0; i < 16; i++)
                 pd[i] |= US;

@@ -262,9 +262,14 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
 
 /* ---- services ---- */
 
-/* The access can be tried again; nothing has been looked at that could have unmasked an exception. */
+/*
+ * The access can be tried again; nothing has been looked at that could have unmasked an exception. A processor that is wanted elsewhere
+ * leaves from here, too: whatever keeps an access from its second try, such a processor can be stopped.
+ */
 static const void *retry(struct x86_cpu *cpu, const struct tsite *site)
 {
+        if (unlikely(!atomic_load_explicit(&cpu->jit.go, memory_order_relaxed)))
+                return interpret_at(cpu, site, insn_rip(cpu, site->insn->start));
         if (site->x87)
                 translator_x87_load(cpu);
         cpu->jit.site = 0;

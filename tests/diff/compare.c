@@ -9,6 +9,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <sys/mman.h>
 
 #include "cpu/x86/state.h"
 
@@ -91,6 +92,15 @@ static bool wraps(const struct pair *pair)
 static bool code_touched(const struct pair *pair)
 {
         return pair->other->vector == 14 && pair->other->cr2 >= CODE_BASE && pair->other->cr2 < CODE_BASE + CODE_BYTES;
+}
+
+/* The process has memory of its own where ours faults: the sanitizers' shadow is within reach of 32-bit code. */
+static bool own_touched(const struct pair *pair)
+{
+        uint64_t page = pair->other->cr2 & ~(uint64_t)(PAGE - 1);
+        unsigned char resident;
+
+        return pair->other->vector == 14 && page - (DATA_BASE - PAGE) >= 6 * PAGE && !mincore((void *)(uintptr_t)page, PAGE, &resident);
 }
 
 static bool same_fault(const struct pair *pair)
@@ -220,7 +230,7 @@ bool pair_memory_open(const struct pair *pair)
 
 bool pair_same(const struct pair *pair)
 {
-        if (code_touched(pair) || mask_fault(pair) || dot_product_fault(pair))
+        if (code_touched(pair) || own_touched(pair) || mask_fault(pair) || dot_product_fault(pair))
                 return true;
         if (pair->native->after.rip != pair->other->after.rip || !same_fault(pair))
                 return false;

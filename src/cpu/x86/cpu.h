@@ -77,6 +77,8 @@ struct x86_jit {
         struct tjump jump[2][TJUMP_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
 };
 
+#define X86_PAUSES_YIELD 256u /* emit_pause() compares a byte */
+
 struct x86_fault {
         uint8_t vector;
         bool has_error;
@@ -139,7 +141,7 @@ struct x86_cpu {
         struct x86_fault fault;     /* what x86_raise() was called with */
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */
         bool step_trap;             /* EFLAGS.TF was set before it */
-        uint32_t pauses;            /* PAUSE instructions, to yield now and then */
+        uint32_t pauses;            /* PAUSE instructions: one of X86_PAUSES_YIELD gives way to other threads of the host */
         bool alone;                 /* between complex_exclusive_begin() and _end() */
         _Atomic uint32_t in_guest;  /* complex.c: may hold translations in use */
         unsigned index;
@@ -152,6 +154,8 @@ struct x86_cpu {
         struct block_cache *blocks; /* block.c */
         struct paravirt *paravirt;  /* paravirt.c */
         _Atomic uint32_t wake;      /* futex of x86_cpu_wait() */
+        uint64_t halted_at;         /* the host's TSC when the last halt began */
+        uint64_t poll_ticks;        /* how long the next one polls */
 
         /* The window's own: cpu->space in C code. Nothing is behind it. */
         struct x86_space own __attribute__((aligned(4096)));

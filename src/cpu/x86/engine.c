@@ -13,15 +13,21 @@
  * INTERRUPT stays up while interrupts are closed. The mask leaves it out then, so that code with interrupts off runs at full
  * speed; whatever opens them (STI, POPF, IRET, CR8, the end of a shadow) leaves its block, and boundary() looks again.
  *
+ * Halted, a processor first looks out for requests for a while (poll_halted()), because what it waits for is often another processor's next
+ * step, and a thread of the host that sleeps wakes late. How long follows from how long it slept: a halt that was short makes it
+ * longer, one that was long ends it, so that an idle guest costs nothing.
+ *
  * Sleeping: x86_cpu_wait() sets cpu->wake and looks at the requests once more before it sleeps; x86_cpu_request() sets the
  * request and then takes wake away. Both orders are sequentially consistent, so one of the two sees the other.
  */
 #include <errno.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "cpu/x86/block.h"
+#include "cpu/x86/cpuid.h"
 #include "cpu/x86/flags.h"
 #include "cpu/x86/lock-step.h"
 #include "cpu/x86/paravirt.h"
@@ -118,9 +124,57 @@ void x86_cpu_sipi(struct x86_cpu *cpu, uint8_t vector)
         x86_cpu_request(cpu, X86_REQUEST_SIPI);
 }
 
+/* Of the requests those that end a halt. */
+static uint32_t wait_ends(const struct x86_cpu *cpu)
+{
+        return x86_request_mask(cpu) & ~(uint32_t)(X86_REQUEST_FLUSH | X86_REQUEST_PAUSE);
+}
+
+#define POLL_FIRST_US 10u
+#define POLL_MOST_US 200u
+#define POLL_LOOKS 32u /* between two looks at the clock, and chances for other threads of the host */
+
+static uint64_t ticks_of_us(const struct x86_cpu *cpu, uint64_t us)
+{
+        return cpu->model->tsc_frequency_hz / 1000000 * us;
+}
+
+/* Whether a request that ends the halt came soon. Others need not wait for this processor meanwhile. */
+static bool poll_halted(struct x86_cpu *cpu)
+{
+        uint32_t ends = wait_ends(cpu);
+        bool came = false;
+
+        cpu->halted_at = __builtin_ia32_rdtsc();
+        if (!cpu->poll_ticks)
+                return false;
+        complex_leave(cpu);
+        do {
+                for (unsigned n = 0; n < POLL_LOOKS && !came; n++) {
+                        __builtin_ia32_pause();
+                        came = atomic_load_explicit(&cpu->requests, memory_order_relaxed) & ends;
+                }
+                if (!came)
+                        sched_yield();
+        } while (!came && __builtin_ia32_rdtsc() - cpu->halted_at < cpu->poll_ticks);
+        complex_enter(cpu);
+        return came;
+}
+
+/* How long the halt was decides how long to poll in the next. */
+static void poll_adapt(struct x86_cpu *cpu)
+{
+        uint64_t halted = __builtin_ia32_rdtsc() - cpu->halted_at;
+
+        if (halted > ticks_of_us(cpu, POLL_MOST_US))
+                cpu->poll_ticks = 0;
+        else if (halted > cpu->poll_ticks)
+                cpu->poll_ticks = MIN(MAX(2 * cpu->poll_ticks, ticks_of_us(cpu, POLL_FIRST_US)), ticks_of_us(cpu, POLL_MOST_US));
+}
+
 void x86_cpu_wait(struct x86_cpu *cpu)
 {
-        uint32_t ends = x86_request_mask(cpu) & ~(uint32_t)(X86_REQUEST_FLUSH | X86_REQUEST_PAUSE);
+        uint32_t ends = wait_ends(cpu);
 
         for (;;) {
                 atomic_store(&cpu->wake, 1);
@@ -129,6 +183,7 @@ void x86_cpu_wait(struct x86_cpu *cpu)
                 syscall(SYS_futex, &cpu->wake, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
         }
         atomic_store(&cpu->wake, 0);
+        poll_adapt(cpu);
 }
 
 static void request_clear(struct x86_cpu *cpu, uint32_t requests)
@@ -334,6 +389,8 @@ enum x86_exit x86_cpu_run(struct x86_cpu *cpu)
                         reason = X86_EXIT_REQUESTED;
                         break;
                 case BOUNDARY_HALTED:
+                        if (poll_halted(cpu))
+                                continue;
                         reason = X86_EXIT_HALTED;
                         break;
                 default:

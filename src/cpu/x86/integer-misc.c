@@ -1,6 +1,6 @@
 /*
  * What is left: flag instructions (CLC … STD, LAHF, SAHF, SALC), decimal arithmetic (AAA, AAD, AAM, AAS, DAA, DAS), BOUND, fences
- * and the instructions that do nothing (NOP, PAUSE, the prefetches).
+ * and the instructions that do nothing (NOP, the prefetches).
  *
  * Decimal arithmetic follows the algorithms of SDM vol. 2; flags it leaves undefined are as on the hardware where the
  * differential test can run it natively (32-bit code), else 0.
@@ -180,7 +180,6 @@ insn_fn misc_bind(struct x86_cpu *cpu, struct insn *insn, const struct decoded *
 {
         switch (d->z->mnemonic) {
         case ZYDIS_MNEMONIC_NOP:
-        case ZYDIS_MNEMONIC_PAUSE:
         case ZYDIS_MNEMONIC_PREFETCH:
         case ZYDIS_MNEMONIC_PREFETCHW:
         case ZYDIS_MNEMONIC_PREFETCHWT1:

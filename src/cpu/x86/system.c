@@ -141,7 +141,7 @@ static const struct insn *op_nop(struct x86_cpu *cpu, const struct insn *i)
 /* A spinning guest: with more processors than cores the one it waits for may need this core. */
 static const struct insn *op_pause(struct x86_cpu *cpu, const struct insn *i)
 {
-        if ((++cpu->pauses & 255) == 0)
+        if ((cpu->pauses++ & (X86_PAUSES_YIELD - 1)) == 0)
                 sched_yield();
         return i + 1;
 }

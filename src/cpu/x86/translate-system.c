@@ -1,5 +1,5 @@
 /*
- * System instructions whose usual case is a few host instructions: SWAPGS, CLI, STI, STAC, CLAC of the kernel, CLD, STD.
+ * System instructions whose usual case is a few host instructions: SWAPGS, CLI, STI, STAC, CLAC of the kernel, CLD, STD, PAUSE.
  *
  * STAC and CLAC choose another set of the TLB, which the rest of the block then uses; the key that a direct branch is looked
  * up by follows cpu->tlb_mode. Without CR4.SMAP (seen only when it runs) CLAC is left to its handler, and the block ends there.
@@ -115,6 +115,27 @@ static void emit_clac(struct translation *t, struct tinsn *i)
         use_set(t, TLB_SUPERVISOR_SMAP);
 }
 
+/* The host's, too; now and then the handler, which gives way to another thread. */
+static void emit_pause(struct translation *t, struct tinsn *i)
+{
+        struct asm_label yield = { 0 }, done = { 0 };
+        struct tsite *site;
+        uint32_t number;
+
+        asm_load(t->a, 4, TREG_SCRATCH, asm_gs(AT(pauses)));
+        asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, 1));
+        asm_store(t->a, 4, asm_gs(AT(pauses)), TREG_SCRATCH);
+        asm_rr(t->a, 4, ASM_0F | 0xb6, TREG_SCRATCH, TREG_SCRATCH); /* movzx ecx, cl */
+        asm_jrcxz(t->a, &yield);
+        asm_bytes(t->a, "\xf3\x90", 2);
+        asm_jmp_short(t->a, &done);
+        asm_bind(t->a, &yield);
+        site = translate_site(t, TSITE_HANDLER, i, &number);
+        translate_stub_here(t, number, TTHUNK_HANDLER);
+        asm_bind(t->a, &done);
+        site->next = translate_here(t); /* the flags are where they were, and wherever a handler leaves them */
+}
+
 temit_fn system_translate(struct tinsn *i, uint32_t key)
 {
         bool kernel = !(key & MODE_USER);
@@ -127,6 +148,9 @@ temit_fn system_translate(struct tinsn *i, uint32_t key)
         case ZYDIS_MNEMONIC_STI:
                 i->site = kernel;
                 return kernel ? emit_sti : NULL;
+        case ZYDIS_MNEMONIC_PAUSE:
+                i->site = true;
+                return emit_pause;
         case ZYDIS_MNEMONIC_STAC: return kernel ? emit_stac : NULL;
         case ZYDIS_MNEMONIC_CLAC:
                 i->site = kernel;

@@ -326,15 +326,6 @@ static enum fast_result fast_write_base(struct x86_cpu *cpu, const struct insn *
         return FAST_NEXT;
 }
 
-/* Now and then the handler lets another thread of the host run. */
-static enum fast_result fast_pause(struct x86_cpu *cpu, const struct insn *i)
-{
-        if ((cpu->pauses & 255) == 255)
-                return FAST_NO;
-        cpu->pauses++;
-        return FAST_NEXT;
-}
-
 /* ---- bits in memory, by a register that may lead far from the operand's address ---- */
 
 #define BIT_INSTRUCTION(name, text)                                                                                         \
@@ -532,7 +523,6 @@ fast_fn fast_handler(const struct insn *i)
         case ZYDIS_MNEMONIC_RDGSBASE: return fast_read_base;
         case ZYDIS_MNEMONIC_WRFSBASE:
         case ZYDIS_MNEMONIC_WRGSBASE: return fast_write_base;
-        case ZYDIS_MNEMONIC_PAUSE: return fast_pause;
         case ZYDIS_MNEMONIC_PUSHFQ: return fast_pushfq;
         case ZYDIS_MNEMONIC_POPFQ: return fast_popfq;
         case ZYDIS_MNEMONIC_MOVSB:

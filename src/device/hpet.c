@@ -3,7 +3,8 @@
  *
  * The counter is the guest's clock plus an offset while it is enabled. A comparator arms a host timer for the tick at which the
  * counter (or its low 32 bits, in 32-bit mode) will be equal to it. A periodic comparator adds its period at each match, as often
- * as it takes to be ahead again, and fires at most every 20 us.
+ * as it takes to be ahead again, and fires at most every 20 us. One that nothing would come of (edge-triggered, not enabled: Linux leaves
+ * its first tick so) arms none, and catches up when it is looked at.
  *
  * With legacy replacement timer 0 drives IRQ 0 and timer 1 drives IRQ 8; the PIT and the RTC are cut off. Otherwise a timer drives
  * one of the I/O APIC lines 20-23. An edge is a pulse; a level stays until its status bit is cleared.
@@ -103,6 +104,12 @@ static void lower(struct hpet_timer *t)
                 irq_set(wire, false);
 }
 
+/* Nobody sees its matches. */
+static bool quiet(const struct hpet_timer *t)
+{
+        return !(t->config & (TIMER_LEVEL | TIMER_ENABLE));
+}
+
 static void arm_host(struct hpet_timer *t)
 {
         struct board_clock *clock = t->hpet->host->clock;
@@ -112,7 +119,7 @@ static void arm_host(struct hpet_timer *t)
                 return;
         if ((int64_t)left < 0)
                 left = 0; /* late */
-        if (left > INT64_MAX / PERIOD_NS / 4)
+        if (left > INT64_MAX / PERIOD_NS / 4 || quiet(t))
                 timer_cancel(&t->timer);
         else
                 timer_arm(&t->timer, board_clock_host(clock, board_clock_ns(clock) + left * PERIOD_NS));
@@ -147,6 +154,30 @@ static void next_period(struct hpet_timer *t, uint64_t now)
         arm_host(t);
 }
 
+static void match(struct hpet_timer *t, uint64_t now)
+{
+        interrupt(t);
+        if ((t->config & TIMER_PERIODIC) && t->period)
+                next_period(t, now);
+        else
+                arm(t, false);
+}
+
+/* Before its registers count. */
+static void catch_up(struct hpet_timer *t)
+{
+        uint64_t now = counter(t->hpet);
+
+        if (t->armed && quiet(t) && (int64_t)(now - t->fire) >= 0)
+                match(t, now);
+}
+
+static void catch_up_all(struct hpet *hpet)
+{
+        for (unsigned i = 0; i < HPET_TIMERS; i++)
+                catch_up(&hpet->timer[i]);
+}
+
 static void timer_fired(void *ctx)
 {
         struct hpet_timer *t = ctx;
@@ -156,15 +187,10 @@ static void timer_fired(void *ctx)
         pthread_mutex_lock(&hpet->dev.lock);
         now = counter(hpet);
         if (t->armed && !board_clock_stopped(hpet->host->clock)) {
-                if ((int64_t)(now - t->fire) < 0) {
+                if ((int64_t)(now - t->fire) < 0)
                         arm_host(t);
-                } else {
-                        interrupt(t);
-                        if ((t->config & TIMER_PERIODIC) && t->period)
-                                next_period(t, now);
-                        else
-                                arm(t, false);
-                }
+                else
+                        match(t, now);
         }
         pthread_mutex_unlock(&hpet->dev.lock);
 }
@@ -177,6 +203,7 @@ static uint64_t read_timer(struct hpet_timer *t, uint64_t offset)
         case 0x00:
                 return t->config | TIMER_CAN_PERIODIC | TIMER_CAN_64 | ROUTES << 32;
         case 0x08:
+                catch_up(t);
                 return t->comparator;
         default:
                 return 0;
@@ -205,6 +232,7 @@ static void write_config(struct hpet *hpet, uint64_t value)
 {
         uint64_t before = hpet->config, now = counter(hpet);
 
+        catch_up_all(hpet);
         for (unsigned i = 0; ((before ^ value) & CONFIG_LEGACY) && i < HPET_TIMERS; i++)
                 lower(&hpet->timer[i]); /* the old wires */
         hpet->config = value & (CONFIG_ENABLE | CONFIG_LEGACY);
@@ -229,6 +257,7 @@ static void write_status(struct hpet *hpet, uint64_t value)
 
 static void write_counter(struct hpet *hpet, uint64_t value)
 {
+        catch_up_all(hpet);
         hpet->halted = value;
         hpet->offset = value - clock_ticks(hpet);
         for (unsigned i = 0; i < HPET_TIMERS; i++)
@@ -239,6 +268,7 @@ static void write_timer_config(struct hpet_timer *t, uint32_t value)
 {
         uint32_t before = t->config;
 
+        catch_up(t);
         lower(t);
         t->config = value & TIMER_WRITABLE;
         if (t->config & TIMER_32BIT) {
@@ -256,6 +286,7 @@ static void write_timer_config(struct hpet_timer *t, uint32_t value)
 static void write_comparator(struct hpet_timer *t, uint64_t value)
 {
         value &= width(t);
+        catch_up(t);
         /* Periodic: the comparator only after SET_VALUE, else the period alone (§2.3.9.2.2). */
         if (!(t->config & TIMER_PERIODIC) || (t->config & TIMER_SET_VALUE))
                 t->comparator = value;
@@ -341,6 +372,7 @@ static void hpet_save(struct device *dev, struct writer *out)
 {
         struct hpet *hpet = container_of(dev, struct hpet, dev);
 
+        catch_up_all(hpet);
         writer_le64(out, hpet->config);
         writer_le64(out, hpet->status);
         writer_le64(out, counter(hpet));

@@ -190,6 +190,26 @@ static void test_periodic(void **state)
         done(s);
 }
 
+/* Not enabled and by edges: the host does nothing for it, and it is where it would be. */
+static void test_quiet(void **state)
+{
+        struct setup *s = setup();
+        struct bench *b = s->b;
+
+        put(s, 0x10, 3);
+        put(s, 0x100, 0x004c);
+        put(s, 0x108, 1000);
+        put(s, 0x108, 3000);
+        put(s, 0x100, 0x0008);
+        at(b, 50000);
+        assert_int_equal(b->rises[40], 0);
+        assert_int_equal(get(s, 0x108), 7000);
+        board_clock_resume(&b->clock);
+        put(s, 0x100, 0x000c);
+        run_until(b, &b->rises[40], 2);
+        done(s);
+}
+
 static void test_state(void **state)
 {
         struct setup *s = setup();
@@ -222,6 +242,7 @@ int main(void)
                 cmocka_unit_test(test_one_shot),
                 cmocka_unit_test(test_level),
                 cmocka_unit_test(test_periodic),
+                cmocka_unit_test(test_quiet),
                 cmocka_unit_test(test_state),
         };
 

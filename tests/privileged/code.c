@@ -672,6 +672,21 @@ static void check_breakpoints(void)
         check_eq("no breakpoint: hits", breaks, 0);
 }
 
+/* branch goes to RDI, which is behind it but for the last time; behind undoes what it left on the stack. */
+#define BRANCH_NOWHERE(branch, behind)                                                                                                            \
+        __asm__ volatile("leaq 8f(%%rip), %%rax\n movq %%rax, catch_at(%%rip)\n movl %1, %%ecx\n leaq 6f(%%rip), %%rdi\n"                         \
+                         "movabsq $0x8000000000000000, %%rsi\n movq %%rsp, %%rbx\n"                                                               \
+                         "1: cmpl $1, %%ecx\n cmoveq %%rsi, %%rdi\n " branch " 6: movq %%rbx, %%rsp\n decl %%ecx\n jnz 1b\n ud2\n"                 \
+                         "8: " behind " leaq 5b(%%rip), %0" : "=&r"(rip) : "i"(HOT) : "rax", "rbx", "rcx", "rsi", "rdi", "memory", "cc")
+
+static void check_nowhere(const char *name, uint64_t rip)
+{
+        check_row(name, " to no address in a hot loop: vector", caught.vector, 13);
+        check_row(name, " to no address in a hot loop: RIP", caught.rip, rip);
+        check_row(name, " to no address in a hot loop: RCX", caught.rcx, 1);
+        check_row(name, " to no address in a hot loop: flags of CMP", caught.rflags & 0x8d5, 0x44);
+}
+
 static void check_faults(void)
 {
         uint64_t rcx, rip, flags;
@@ -702,6 +717,13 @@ static void check_faults(void)
         check_eq("MOVAPS not aligned in a hot loop: vector", caught.vector, 13);
         check_eq("MOVAPS not aligned in a hot loop: RIP", caught.rip, rip);
         check_eq("MOVAPS not aligned in a hot loop: RCX", caught.rcx, 1);
+        /* #GP: branches whose target is no address at last, with the flags of what was before. */
+        BRANCH_NOWHERE("5: jmp *%%rdi\n", "");
+        check_nowhere("JMP", rip);
+        BRANCH_NOWHERE("5: call *%%rdi\n", "");
+        check_nowhere("CALL", rip);
+        BRANCH_NOWHERE("pushq %%rdi\n 5: ret\n", "popq %%rax\n");
+        check_nowhere("RET", rip);
         if (!tcg) { /* #XM, unmasked while the loop is hot */
                 static const uint32_t unmasked = 0x1f80 & ~0x200u, masked = 0x1f80;
 

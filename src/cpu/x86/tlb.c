@@ -260,14 +260,12 @@ void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t 
 
 static void jumps_empty(struct tjump *jump, struct tjump_fills *fills)
 {
-        static const struct tjump none = { .nrip = TJUMP_NOWHERE };
-
         if (fills->count > TJUMP_FILLS) {
                 for (unsigned i = 0; i < TJUMP_ENTRIES; i++)
-                        jump[i] = none;
+                        jump[i].rip = tjump_empty_rip(i);
         } else {
                 for (unsigned i = 0; i < fills->count; i++)
-                        jump[fills->at[i]] = none;
+                        jump[fills->at[i]].rip = tjump_empty_rip(fills->at[i]);
         }
         fills->count = 0;
 }
@@ -282,7 +280,7 @@ void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host)
                 fills->at[fills->count++] = (uint16_t)index;
         else
                 fills->count = TJUMP_FILLS + 1;
-        jump[index] = (struct tjump){ -rip, (uintptr_t)host };
+        jump[index] = (struct tjump){ rip, (uintptr_t)host };
 }
 
 static struct x86_space *space_at(struct x86_cpu *cpu, unsigned n)

@@ -87,17 +87,18 @@ struct tlb_exec_used {
 };
 
 /*
- * Jump caches: where translated code of a linear address is, one for each tlb_mode that a block may be translated for. An entry holds
- * the address negated, so that MOV, LEA, JRCXZ compare without flags; an empty one has that of an address that is not canonical.
+ * Jump caches: where translated code of a linear address is, one for each tlb_mode that a block may be translated for. An entry's place,
+ * in bytes, is TJUMP_MASK of the upper half of the address's product with TJUMP_HASH: the arms of a switch lie a few bytes apart, and
+ * functions begin at multiples of 16 or of pages.
  */
-#define TJUMP_NOWHERE (UINT64_C(1) << 63)
-#define TJUMP_SHIFT 4 /* functions begin at multiples of 16, and few return addresses share as many bytes */
 #define TJUMP_BITS 12
 #define TJUMP_ENTRIES (1u << TJUMP_BITS)
 struct tjump {
-        uint64_t nrip;
+        uint64_t rip;
         uint64_t host;
 };
+#define TJUMP_HASH 0x9e3779b1u
+#define TJUMP_MASK ((uint32_t)((TJUMP_ENTRIES - 1) * sizeof(struct tjump)))
 
 /* Which entries of a jump cache were set since it was empty; more than at[] holds: any. */
 #define TJUMP_FILLS 512u
@@ -141,7 +142,7 @@ static inline unsigned tlb_index(uint64_t linear)
 
 static inline unsigned tjump_index(uint64_t linear)
 {
-        return (unsigned)(linear >> TJUMP_SHIFT) & (TJUMP_ENTRIES - 1);
+        return ((uint32_t)linear * TJUMP_HASH >> 16 & TJUMP_MASK) / sizeof(struct tjump);
 }
 
 static inline unsigned tlb_exec_index(uint64_t linear)
@@ -153,6 +154,12 @@ static inline unsigned tlb_exec_index(uint64_t linear)
 static inline uint64_t tlb_empty_tag(unsigned index)
 {
         return (uint64_t)(index ^ 1) << 12;
+}
+
+/* In the same way the address in an empty entry of a jump cache. */
+static inline uint64_t tjump_empty_rip(unsigned index)
+{
+        return index == tjump_index(0);
 }
 
 #define _always_inline_ inline __attribute__((always_inline))

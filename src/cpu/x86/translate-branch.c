@@ -1,8 +1,9 @@
 /*
  * Leaving a block: branches, calls, returns, and running off its end (docs/translator.md "Calls", "From block to block").
  *
- * Nothing here may touch the host's flags once they hold the guest's: what would be CMP and AND elsewhere is LEA, NOT, PEXT and
- * JRCXZ. The stub that a JRCXZ leads to stands within 127 bytes, so behind the jump that ends the block.
+ * Direct branches within a page hand the flags on in the host's, where nothing may touch them: what would be a comparison elsewhere
+ * is a JRCXZ, and the stub that it leads to stands within 127 bytes, so behind the jump that ends the block. All that goes by an
+ * address (the jump cache, RET) describes them in jit.flags first.
  *
  * A conditional jump forward leaves the block when it is taken and the block goes on behind it. One backward ends the block: it is
  * taken mostly, and looks for requests first.
@@ -34,15 +35,21 @@ static void load_go(struct translation *t)
         asm_load(t->a, 4, TREG_SCRATCH, asm_gs(offsetof(struct x86_cpu, jit.go)));
 }
 
-/* Where the host's flags are free: to the run loop, at the start of i. */
+/* Where the host's flags are free. */
+static void compare_go(struct translation *t, struct asm_label *wanted)
+{
+        asm_rm(t->a, 4, 0x83, 7, asm_gs(offsetof(struct x86_cpu, jit.go)));
+        asm_byte(t->a, 0);
+        asm_jcc(t->a, ASM_Z, wanted);
+}
+
+/* The same: to the run loop, at the start of i. */
 static void check_go(struct translation *t, struct tinsn *i)
 {
         uint32_t number;
         struct tsite *site = translate_site(t, TSITE_GO, i, &number);
 
-        asm_rm(t->a, 4, 0x83, 7, asm_gs(offsetof(struct x86_cpu, jit.go)));
-        asm_byte(t->a, 0);
-        asm_jcc(t->a, ASM_Z, translate_stub(t, site, number, TTHUNK_GO));
+        compare_go(t, translate_stub(t, site, number, TTHUNK_GO));
 }
 
 static void bind_go(struct translation *t, struct asm_label *label, struct tinsn *i, uint32_t target)
@@ -153,47 +160,63 @@ void emit_loop_head(struct translation *t)
         check_go(t, &t->insn[0]);
 }
 
-/* ---- the jump cache: RBP is the linear target, the host's flags the guest's ---- */
+/* ---- the jump cache: RBP is the linear target, the host's flags are free ---- */
 
-static void probe(struct translation *t, struct asm_label *hit)
+/* RCX becomes what leads to the entry; not there: miss. */
+static void probe(struct translation *t, struct asm_label *miss)
 {
-        asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.jump_mask)));
-        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
-        asm_store(t->a, 8, temp(0), TREG_SCRATCH);
-        asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, tjump_offset(t->tlb_mode) + offsetof(struct tjump, nrip)));
-        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0));
-        asm_jrcxz(t->a, hit);
+        asm_rr(t->a, 4, 0x69, TREG_SCRATCH, TREG_ADDRESS); /* imul */
+        asm_u32(t->a, TJUMP_HASH);
+        asm_rr(t->a, 4, 0xc1, 5, TREG_SCRATCH); /* shr */
+        asm_byte(t->a, 16);
+        asm_alu_imm(t->a, 4, 4, TREG_SCRATCH, TJUMP_MASK);
+        asm_fit(t->a, 8 + 6);
+        asm_rm(t->a, 8, 0x3b, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 1, tjump_offset(t->tlb_mode) + offsetof(struct tjump, rip)));
+        asm_jcc(t->a, ASM_NZ, miss);
+}
+
+static struct asm_mem probed(const struct translation *t)
+{
+        return asm_gs_index(TREG_SCRATCH, 1, tjump_offset(t->tlb_mode) + offsetof(struct tjump, host));
 }
 
 /* opcode_extension 2: CALL, 4: JMP */
 static void go_there(struct translation *t, unsigned opcode_extension)
 {
-        asm_load(t->a, 8, TREG_SCRATCH, temp(0));
-        asm_rm(t->a, 4, 0xff, opcode_extension,
-               asm_gs_index(TREG_SCRATCH, 8, tjump_offset(t->tlb_mode) + offsetof(struct tjump, host)));
+        asm_fit(t->a, 9);
+        asm_rm(t->a, 4, 0xff, opcode_extension, probed(t));
 }
 
-/*
- * i: the instruction at which a target that is not canonical faults; NULL: none. pop: what RET adds to RSP, once it is known that it goes
- * there. A request leaves as a miss does: the service looks.
- */
-static void jump_to_address(struct translation *t, struct tinsn *i, unsigned pop)
+/* A site for targets that the jump cache does not know, for which flags are described. i: see struct tsite. */
+static struct tsite *jump_site(struct translation *t, struct tinsn *i, uint32_t *number)
 {
-        struct asm_label hit = { 0 }, out = { 0 };
-        struct tsite *site;
-        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_JUMP, i, number);
 
-        load_go(t);
-        asm_jrcxz(t->a, &out);
-        probe(t, &hit);
-        asm_bind(t->a, &out);
-        site = translate_site(t, TSITE_JUMP, i, &number);
+        flags_describe(t, site, *number);
+        site->flags = TFLAGS_SAVED;
+        return site;
+}
+
+/* pop: what RET adds to RSP, once it is known that it goes there. A request leaves as a miss does: the service looks. */
+static void jump_from(struct translation *t, struct tsite *site, uint32_t number, unsigned pop)
+{
+        struct asm_label *miss = translate_stub(t, site, number, TTHUNK_JUMP);
+
         site->size_bytes = (uint8_t)pop;
-        translate_stub_here(t, number, TTHUNK_JUMP);
-        asm_bind(t->a, &hit);
+        compare_go(t, miss);
+        probe(t, miss);
         if (pop)
                 asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), (int32_t)pop));
         go_there(t, 4);
+}
+
+/* i: the instruction at which a target that is not canonical faults; NULL: none. */
+static void jump_to_address(struct translation *t, struct tinsn *i)
+{
+        uint32_t number;
+        struct tsite *site = jump_site(t, i, &number);
+
+        jump_from(t, site, number, 0);
 }
 
 static void load_target(struct translation *t, uint32_t target)
@@ -209,9 +232,8 @@ static void exit_checked(struct translation *t, uint32_t target, bool backward)
         uint32_t number;
 
         if (!in_page(target)) {
-                flags_to_host(t);
                 load_target(t, target);
-                jump_to_address(t, NULL, 0);
+                jump_to_address(t, NULL);
                 return;
         }
         if (backward) {
@@ -267,13 +289,19 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
         uint32_t target = (uint32_t)i->insn.imm;
         struct asm_label skip = { 0 }, out = { 0 };
         struct tsite *site;
+        unsigned places;
         uint32_t number;
+        bool described;
 
         flags_to_host(t);
         if (!in_page(target)) {
                 asm_jcc(t->a, condition ^ 1, &skip);
+                places = t->places;
+                described = t->described;
                 load_target(t, target);
-                jump_to_address(t, NULL, 0);
+                jump_to_address(t, NULL);
+                t->places = places;
+                t->described = described;
                 asm_bind(t->a, &skip);
                 return;
         }
@@ -317,43 +345,82 @@ static void load_indirect(struct translation *t, struct tinsn *i)
 static void emit_jmp_indirect(struct translation *t, struct tinsn *i)
 {
         load_indirect(t, i);
-        flags_to_host(t);
-        jump_to_address(t, i, 0);
+        jump_to_address(t, i);
 }
 
 /* ---- CALL, RET ---- */
 
-/* Behind the look-up of the return address's place: stores it, moves RSP, pushes it onto the shadow stack. */
+/* Behind the look-up of the return address's place: stores it, moves RSP, pushes it onto the shadow stack. No flags change. */
 static void push_return(struct translation *t, struct tinsn *i)
 {
         struct asm_mem at = memory_fold(t);
 
-        flags_to_host(t);
         asm_load(t->a, 8, TREG_SCRATCH, guest_slot(GPR_BLOCK));
         asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, i->insn.end));
         asm_store(t->a, 8, at, TREG_SCRATCH);
         asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), -8));
-        asm_rr(t->a, 8, 0xf7, 2, TREG_SCRATCH); /* not */
-        asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, 1 + shadow_mark(t)));
+        if (shadow_mark(t))
+                asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, shadow_mark(t)));
         asm_byte(t->a, 0x51); /* push rcx */
+        flags_stack_moves(t, i, -8);
 }
 
-/* Where a host RET comes back to: RBP is the guest's return address. */
+/* Where a host RET comes back to: RBP is the guest's return address, the flags are described. */
 static void return_point(struct translation *t, struct tinsn *i)
 {
-        t->places = TPLACE_HOST;
+        t->places = TPLACE_SAVED;
+        t->described = true;
         asm_lea(t->a, ASM_RSP, asm_at(ASM_RSP, 8));
         asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_ADDRESS, -(int32_t)i->insn.end));
         asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);
         emit_exit(t, i->insn.end);
 }
 
+static void call_near(struct translation *t, struct tinsn *i, uint32_t target)
+{
+        bool backward = is_backward(i), described = t->described;
+        unsigned places = t->places;
+        struct asm_label slow = { 0 };
+        uint32_t number;
+
+        if (places & TPLACE_HOST) {
+                struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
+
+                flags_pass(t, site, number);
+                align_chain(t, 1);
+                asm_call(t->a, chain_from(t, site, number, target, 1, backward));
+                return_point(t, i);
+                return;
+        }
+        number = chain_without_flags(t, &slow, asm_call);
+        return_point(t, i);
+        t->places = places;
+        t->described = described;
+        chain_with_flags(t, number, &slow, target, backward);
+}
+
+static void call_far(struct translation *t, struct tinsn *i, uint32_t target)
+{
+        struct asm_label miss = { 0 }, back = { 0 };
+        struct tsite *site;
+        uint32_t number;
+
+        site = jump_site(t, NULL, &number);
+        load_target(t, target);
+        probe(t, &miss);
+        go_there(t, 2);
+        asm_bind(t->a, &back);
+        return_point(t, i);
+        asm_bind(t->a, &miss);
+        asm_call(t->a, translate_stub(t, site, number, TTHUNK_JUMP));
+        asm_jmp(t->a, &back);
+}
+
 static void emit_call(struct translation *t, struct tinsn *i)
 {
-        struct asm_label hit = { 0 }, back = { 0 };
-        uint32_t target = (uint32_t)i->insn.imm, number;
-        struct tsite *site;
+        uint32_t target = (uint32_t)i->insn.imm;
 
+        flags_before_push(t);
         memory_look_up_at(t, i, X86_RSP, -8, 8, true);
         /* Without backward branches there is no cycle: RET comes back once for each CALL. */
         if ((int32_t)target <= (int32_t)i->insn.start) {
@@ -362,21 +429,10 @@ static void emit_call(struct translation *t, struct tinsn *i)
                 check_go(t, i);
         }
         push_return(t, i);
-        if (in_page(target)) {
-                align_chain(t, 1);
-                asm_call(t->a, chain(t, target, 1, is_backward(i)));
-        } else {
-                load_target(t, target);
-                probe(t, &hit);
-                site = translate_site(t, TSITE_JUMP, NULL, &number);
-                site->flags = TFLAGS_HOST;
-                asm_call(t->a, translate_stub(t, site, number, TTHUNK_JUMP));
-                asm_jmp_short(t->a, &back);
-                asm_bind(t->a, &hit);
-                go_there(t, 2);
-                asm_bind(t->a, &back);
-        }
-        return_point(t, i);
+        if (in_page(target))
+                call_near(t, i, target);
+        else
+                call_far(t, i, target);
 }
 
 /* Canonical addresses have bits 47-63 alike. */
@@ -396,29 +452,17 @@ static void check_canonical(struct translation *t, struct asm_label *not_canonic
  */
 static void emit_call_indirect(struct translation *t, struct tinsn *i)
 {
-        uint32_t jumps = tjump_offset(t->tlb_mode), number;
-        struct asm_label hit = { 0 }, both = { 0 }, *miss;
-        struct tsite *site;
+        struct asm_label miss = { 0 }, both = { 0 };
+        struct tsite *site, *handler;
+        uint32_t number, handler_number;
 
-        flags_keep(t);
-        t->places &= ~(unsigned)TPLACE_HOST;
         load_indirect(t, i);
+        site = jump_site(t, NULL, &number);
+        t->places = TPLACE_SAVED;
         check_go(t, i);
         asm_store(t->a, 8, temp(1), TREG_ADDRESS);
-        asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.jump_mask)));
-        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
-        asm_rm(t->a, 8, 0x03, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, nrip)));
-        asm_jcc_short(t->a, ASM_Z, &hit);
-        asm_load(t->a, 8, TREG_ADDRESS, temp(1));
-        site = translate_site(t, TSITE_HANDLER, i, &number);
-        check_canonical(t, translate_stub(t, site, number, TTHUNK_HANDLER));
-        site = translate_site(t, TSITE_JUMP, NULL, &number);
-        site->flags = TFLAGS_HOST;
-        miss = translate_stub(t, site, number, TTHUNK_JUMP);
-        asm_lea_label(t->a, TREG_SCRATCH, miss);
-        asm_jmp_short(t->a, &both);
-        asm_bind(t->a, &hit);
-        asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, jumps + offsetof(struct tjump, host)));
+        probe(t, &miss);
+        asm_load(t->a, 8, TREG_SCRATCH, probed(t));
         asm_bind(t->a, &both);
         asm_store(t->a, 8, temp(2), TREG_SCRATCH);
         memory_look_up_at(t, i, X86_RSP, -8, 8, true);
@@ -426,23 +470,35 @@ static void emit_call_indirect(struct translation *t, struct tinsn *i)
         asm_load(t->a, 8, TREG_ADDRESS, temp(1));
         asm_rm(t->a, 4, 0xff, 2, temp(2));
         return_point(t, i);
+        asm_bind(t->a, &miss);
+        handler = translate_site(t, TSITE_HANDLER, i, &handler_number);
+        check_canonical(t, translate_stub(t, handler, handler_number, TTHUNK_HANDLER));
+        asm_lea_label(t->a, TREG_SCRATCH, translate_stub(t, site, number, TTHUNK_JUMP));
+        asm_jmp(t->a, &both);
 }
 
 static void emit_ret(struct translation *t, struct tinsn *i)
 {
-        unsigned pop = 8 + (unsigned)i->insn.imm;
-        struct asm_label match = { 0 };
+        unsigned pop = 8 + (unsigned)i->insn.imm, compared = TREG_ADDRESS;
+        struct asm_label other = { 0 };
+        struct tsite *site;
+        uint32_t number;
 
         memory_look_up_at(t, i, X86_RSP, 0, 8, false);
         asm_load(t->a, 8, TREG_ADDRESS, memory_operand(t));
-        flags_to_host(t);
-        asm_load(t->a, 8, TREG_SCRATCH, asm_at(ASM_RSP, 8));
-        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -shadow_mark(t)));
-        asm_jrcxz(t->a, &match);
-        jump_to_address(t, i, pop);
-        asm_bind(t->a, &match);
+        site = jump_site(t, i, &number);
+        if (shadow_mark(t)) {
+                asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_ADDRESS, shadow_mark(t)));
+                compared = TREG_SCRATCH;
+        }
+        asm_fit(t->a, 5 + 6);
+        asm_rm(t->a, 8, 0x3b, compared, asm_at(ASM_RSP, 8));
+        asm_jcc(t->a, ASM_NZ, &other);
         asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), (int32_t)pop));
+        asm_fit(t->a, 1);
         asm_byte(t->a, 0xc3);
+        asm_bind(t->a, &other);
+        jump_from(t, site, number, pop);
 }
 
 /* ---- choosing ---- */

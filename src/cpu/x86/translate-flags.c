@@ -4,7 +4,7 @@
  * A place in tinsn.places that is set holds the flags as they are before the next instruction:
  *
  *      host     the host's flags
- *      saved    jit.flags (LAHF in the upper byte, SETO in the lower)
+ *      saved    jit.flags (LAHF in the upper byte, SETO in the lower; or, when they are described, the number of a site with a recipe)
  *      recipe   values that are still in guest registers, see below
  *
  * None may hold them when nothing needs them (tinsn.needed is 0). Recipes, with A the register as it is now plus delta (which
@@ -206,6 +206,7 @@ void flags_after(struct translation *t, const struct tinsn *i)
 
         if (i->changes) {
                 t->places = TPLACE_HOST;
+                t->described = false;
                 if (recipe_of(i, &made)) {
                         t->recipe = made;
                         t->places |= TPLACE_RECIPE;
@@ -229,6 +230,18 @@ void flags_register_changes(struct translation *t, const struct tinsn *i, unsign
         t->places &= ~(unsigned)TPLACE_RECIPE;
 }
 
+void flags_before_push(struct translation *t)
+{
+        const struct tflags_recipe *r = &t->recipe;
+        bool moves = r->a == X86_RSP * 8 && r->size_bytes == 8 && r->delta > INT32_MIN / 2 && r->delta < INT32_MAX / 2;
+
+        if (!(t->places & TPLACE_RECIPE) || (r->a / 8 != X86_RSP && (r->b == NO_REGISTER || r->b / 8 != X86_RSP)) ||
+            (moves && r->b != X86_RSP * 8))
+                return;
+        flags_to_host(t);
+        t->places &= ~(unsigned)TPLACE_RECIPE;
+}
+
 void flags_stack_moves(struct translation *t, const struct tinsn *i, int32_t bytes)
 {
         if (t->places & TPLACE_RECIPE && t->recipe.a == X86_RSP * 8 && t->recipe.b != X86_RSP * 8 && t->recipe.size_bytes == 8)
@@ -240,6 +253,7 @@ void flags_stack_moves(struct translation *t, const struct tinsn *i, int32_t byt
 void flags_after_handler(struct translation *t)
 {
         t->places = TPLACE_HOST | TPLACE_SAVED;
+        t->described = false;
 }
 
 /* ---- saving and bringing back ---- */
@@ -250,6 +264,7 @@ void flags_keep(struct translation *t)
 {
         if (t->places != TPLACE_HOST)
                 return;
+        t->described = false;
         asm_mov(t->a, 8, TREG_SCRATCH, ASM_RAX);
         asm_byte(t->a, 0x9f);                         /* lahf */
         asm_rr(t->a, 1, ASM_0F | 0x90, 0, ASM_RAX);   /* seto al */
@@ -258,8 +273,19 @@ void flags_keep(struct translation *t)
         t->places |= TPLACE_SAVED;
 }
 
+void flags_from_description(struct translation *t)
+{
+        asm_byte(t->a, 0xe8);
+        asm_u32(t->a, translator_thunk(t->tr, TTHUNK_FLAGS) - (translate_here(t) + 4));
+}
+
 static void from_saved(struct translation *t)
 {
+        if (t->described) {
+                flags_from_description(t);
+                t->described = false;
+                return;
+        }
         asm_mov(t->a, 8, TREG_SCRATCH, ASM_RAX);
         asm_rm(t->a, 4, ASM_0F | 0xb7, ASM_RAX, asm_gs(FLAGS_SLOT)); /* movzx */
         asm_byte(t->a, 0x04);                                        /* add al, 0x7f: OF when it was 1 */
@@ -365,13 +391,23 @@ static uint16_t registers_written(const struct tinsn *i)
         return mask;
 }
 
+/* The end of a block that describes the flags to what comes behind it, whatever they are. */
+static bool describes(const struct tinsn *i)
+{
+        return i->emit == emit_handler || i->z.mnemonic == ZYDIS_MNEMONIC_CALL || i->z.mnemonic == ZYDIS_MNEMONIC_RET ||
+               (i->z.mnemonic == ZYDIS_MNEMONIC_JMP &&
+                (i->operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE || i->insn.imm >= GUEST_PAGE_SIZE));
+}
+
 /*
  * While the flags that the block was entered with count, sites find them in jit.flags, which may name a recipe of the block before: no
- * instruction then may want them in the host's flags, and the recipe's registers must not change before the last of these sites.
+ * instruction then may want them in the host's flags, and the recipe's registers must not change before the last of these sites. When
+ * they count to the end they go on as they came: worth it when they would have to be saved in any case.
  */
 void flags_plan_entry(struct translation *t)
 {
         uint16_t changed = 0;
+        bool saved = false;
 
         t->block->entry = TENTRY_DEAD;
         t->block->fast_changes = 0;
@@ -379,17 +415,29 @@ void flags_plan_entry(struct translation *t)
         for (unsigned n = 0; n < t->count; n++) {
                 const struct tinsn *i = &t->insn[n];
 
+                if (i->reads || (i->changes && i->writes != TFLAGS_ALL)) {
+                        t->block->entry = TENTRY_HOST;
+                        return;
+                }
+                saved |= i->ends ? describes(i) : i->site || i->x87_check;
                 if (i->site || i->x87_check) {
                         t->block->entry = TENTRY_FAULTS;
                         t->block->fast_changes |= changed;
                 }
-                if (i->reads || i->ends || (i->changes && i->writes != TFLAGS_ALL))
+                if (i->ends)
                         break;
                 if (i->writes == TFLAGS_ALL)
                         return;
                 changed |= registers_written(i);
         }
-        t->block->entry = TENTRY_HOST;
+        t->block->entry = saved ? TENTRY_THROUGH : TENTRY_HOST;
+        t->block->fast_changes = UINT16_MAX;
+}
+
+static void name_site(struct translation *t, uint32_t number)
+{
+        asm_rm(t->a, 4, 0xc7, 0, asm_gs(FLAGS_SLOT));
+        asm_u32(t->a, number << TFLAGS_SITE);
 }
 
 bool flags_pass(struct translation *t, struct tsite *site, uint32_t number)
@@ -403,9 +451,33 @@ bool flags_pass(struct translation *t, struct tsite *site, uint32_t number)
                 return true;
         site->recipe = *r;
         site->passes_by = (uint16_t)(1u << (r->a / 8) | (r->b == NO_REGISTER ? 0 : 1u << (r->b / 8)));
-        asm_rm(t->a, 4, 0xc7, 0, asm_gs(FLAGS_SLOT));
-        asm_u32(t->a, number << TFLAGS_SITE);
+        name_site(t, number);
         return true;
+}
+
+static void keep_operand(struct translation *t, unsigned n, uint8_t at)
+{
+        asm_store(t->a, 8, asm_gs(offsetof(struct x86_cpu, jit.recipe) + n * 8), guest_load(t, at / 8, TREG_SCRATCH));
+}
+
+void flags_describe(struct translation *t, struct tsite *site, uint32_t number)
+{
+        if (t->places & TPLACE_SAVED)
+                return;
+        if (!(t->places & TPLACE_RECIPE) || number >> (32 - TFLAGS_SITE)) {
+                flags_to_host(t);
+                t->places = TPLACE_HOST;
+                flags_keep(t);
+                return;
+        }
+        site->recipe = t->recipe;
+        site->by_value = true;
+        keep_operand(t, 0, t->recipe.a);
+        if (t->recipe.b != NO_REGISTER)
+                keep_operand(t, 1, t->recipe.b);
+        name_site(t, number);
+        t->places |= TPLACE_SAVED;
+        t->described = true;
 }
 
 /* ---- after a fault ---- */
@@ -446,8 +518,8 @@ static uint64_t difference_flags(uint64_t a, uint64_t b, unsigned bits)
 uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site)
 {
         const struct tflags_recipe *r = &site->recipe;
-        uint64_t a = cpu->s.gpr[r->a / 8] + (uint64_t)(int64_t)r->delta;
-        uint64_t b = r->b == NO_REGISTER ? (uint64_t)(int64_t)r->imm : cpu->s.gpr[r->b / 8];
+        uint64_t a = (site->by_value ? cpu->jit.recipe[0] : cpu->s.gpr[r->a / 8]) + (uint64_t)(int64_t)r->delta;
+        uint64_t b = r->b == NO_REGISTER ? (uint64_t)(int64_t)r->imm : site->by_value ? cpu->jit.recipe[1] : cpu->s.gpr[r->b / 8];
         unsigned bits = r->size_bytes * 8u;
 
         switch (r->op) {

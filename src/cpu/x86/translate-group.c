@@ -73,7 +73,7 @@ static bool moves(const struct tinsn *i, unsigned guest, int64_t *by)
                 *by = insn->disp;
                 return insn->asize == 8 && insn->base == guest * 8 && insn->index == GPR_ZERO * 8;
         case ZYDIS_MNEMONIC_INC:
-        case ZYDIS_MNEMONIC_DEC: *by = i->z.mnemonic == ZYDIS_MNEMONIC_INC ? 1 : -1; return true;
+        case ZYDIS_MNEMONIC_DEC: *by = i->z.mnemonic == ZYDIS_MNEMONIC_INC ? 1 : -1; return !(insn->flags & INSN_MEMORY);
         case ZYDIS_MNEMONIC_ADD:
         case ZYDIS_MNEMONIC_SUB: break;
         default: return false;
@@ -218,6 +218,7 @@ void groups_emit_tails(struct translation *t)
                         continue;
                 asm_bind(t->a, &group->tail);
                 t->places = group->places;
+                t->described = group->described;
                 t->recipe = group->recipe;
                 t->tlb_mode = group->tlb_mode;
                 for (unsigned n = group->first; n <= group->last && !t->a->full && !t->failed; n++)

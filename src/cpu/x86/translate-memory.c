@@ -173,6 +173,7 @@ static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, in
                 flags_keep(t);
                 t->places &= ~(unsigned)TPLACE_HOST;
                 group->places = t->places;
+                group->described = t->described;
                 group->recipe = t->recipe;
                 group->tlb_mode = t->tlb_mode;
                 group->emitted = true;

@@ -1,8 +1,10 @@
 /*
  * One guest block to host code; see translate.h for the passes and docs/translator.md for what comes out.
  *
- *      host + 0    lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
- *      host + 16   the block                                                       for direct branches
+ *      host        lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
+ *                  call FLAGS, or a jump to fast, or neither: enum tentry
+ *      direct      nop; the flags saved, when only faults want them                 for direct branches
+ *      fast        the block
  *                  the tails of its groups
  *                  once more, when it ends with a branch to its own start: emit_loop_head()
  *                  its stubs
@@ -234,18 +236,26 @@ static void find_needed(struct translation *t)
 static void emit_entry(struct translation *t)
 {
         int32_t offset = (int32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
+        bool saved = t->block->entry == TENTRY_FAULTS || t->block->entry == TENTRY_THROUGH;
+        struct asm_label fast = { 0 };
 
-        /* LEA with 32 bits of displacement whatever it is: 7 bytes, and 9. */
+        /* LEA with 32 bits of displacement whatever it is: it may become a call. */
         asm_bytes(t->a, "\x48\x8d\x8d", 3);
         asm_u32(t->a, (uint32_t)-offset);
         asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);
-        assert(t->a->full || t->a->used == TBLOCK_DIRECT);
-        /* The first instruction may become a call. */
+        if (t->block->entry == TENTRY_HOST)
+                flags_from_description(t);
+        else if (saved)
+                asm_jmp_short(t->a, &fast);
+        asm_align(t->a, 8, 0);
+        t->block->direct = translate_here(t);
         asm_bytes(t->a, "\x0f\x1f\x44\x00\x00", 5);
-        if (t->block->entry == TENTRY_FAULTS) {
+        if (saved) {
                 flags_keep(t);
                 t->places = TPLACE_SAVED;
+                t->described = true;
         }
+        asm_bind(t->a, &fast);
         t->block->fast = translate_here(t);
 }
 
@@ -340,6 +350,7 @@ static void emit_loop(struct translation *t)
         }
         t->in_tail = false;
         t->in_loop = true;
+        t->described = false;
         t->tlb_mode = t->source->key >> 28;
         find_needed(t);
         emit_loop_head(t);
@@ -374,7 +385,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->source = source;
         t->tlb_mode = source->key >> 28 & 7;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-        t->failed = t->crosses = t->in_tail = t->member = false;
+        t->failed = t->crosses = t->in_tail = t->member = t->described = false;
         t->groups = 0;
         t->loops = t->in_loop = false;
         t->loop = (struct asm_label){ 0 };

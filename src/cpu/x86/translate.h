@@ -61,6 +61,7 @@ struct tgroup {
         unsigned tlb_mode;         /* STAC and CLAC behind it change the block's */
         struct asm_label tail, back;
         unsigned places, places_after;
+        bool described;
         uint16_t needed_after;
         struct tflags_recipe recipe;
 };
@@ -83,6 +84,7 @@ struct translation {
         bool fast_pext;
         bool failed;         /* out of sites, insns or stubs */
         unsigned places;     /* enum tplace */
+        bool described;      /* TPLACE_SAVED: jit.flags may name a recipe */
         struct tflags_recipe recipe;
         unsigned count, stubs;
         bool crosses;        /* the instruction at end_target goes on in the next page */
@@ -134,6 +136,15 @@ void flags_after_handler(struct translation *t);
 void flags_plan_entry(struct translation *t);
 /* Whether whoever goes on may take the flags from jit.flags, with a store of site's number there or without: recipe registers are by. */
 bool flags_pass(struct translation *t, struct tsite *site, uint32_t number);
+/*
+ * Makes jit.flags say what the guest's flags are, through site (of that number) when it takes a recipe, whose registers may change then. The
+ * host's are free behind it. RCX must be free.
+ */
+void flags_describe(struct translation *t, struct tsite *site, uint32_t number);
+/* The host's flags, described, become the guest's. */
+void flags_from_description(struct translation *t);
+/* RSP is about to be pushed to behind a look-up, and flags_stack_moves() called then: without a recipe that this would lose. */
+void flags_before_push(struct translation *t);
 /*
  * For code that is not the instruction's own: the guest register is about to change, and nothing else; RSP is about to move by bytes.
  * RCX must be free.

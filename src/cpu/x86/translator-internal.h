@@ -9,8 +9,6 @@
 
 #define TSIGNAL_STACK_BYTES ((size_t)64 << 10)
 
-/* What no address is equal to, negated or not, with a small number added or not: it is far from canonical. */
-#define TRANSLATOR_NOWHERE (UINT64_C(1) << 63)
 #define TRANSLATOR_REGIONS_MAX 16
 #define TPAGE_BASE(rip) ((rip) & ~(GUEST_PAGE_SIZE - 1))
 
@@ -88,6 +86,7 @@ const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t site, uint64_t r
 const void *translator_serve_go(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t rbp);
+const void *translator_serve_flags(struct x86_cpu *cpu, uint64_t number, uint64_t rbp);
 const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 
 /* ---- translator-x87.c ---- */

@@ -26,17 +26,20 @@ static const struct tsite *site_at(const struct x86_cpu *cpu, uint64_t number)
 
 /* ---- flags ---- */
 
+/* As jit.flags describes them. */
+static uint64_t eflags_described(const struct x86_cpu *cpu)
+{
+        if (cpu->jit.flags & TFLAGS_REAL)
+                return tflags_to_eflags((uint16_t)cpu->jit.flags);
+        return translator_flags_at(cpu, site_at(cpu, cpu->jit.flags >> TFLAGS_SITE));
+}
+
 static uint64_t eflags_at(const struct x86_cpu *cpu, const struct tsite *site)
 {
         switch (site->flags) {
-        case TFLAGS_HOST:
-                return tflags_to_eflags(cpu->jit.host_flags);
-        case TFLAGS_SAVED:
-                if (!(cpu->jit.flags & TFLAGS_REAL)) /* the block was entered with them so */
-                        return translator_flags_at(cpu, site_at(cpu, cpu->jit.flags >> TFLAGS_SITE));
-                return tflags_to_eflags((uint16_t)cpu->jit.flags);
-        default:
-                return translator_flags_at(cpu, site);
+        case TFLAGS_HOST: return tflags_to_eflags(cpu->jit.host_flags);
+        case TFLAGS_SAVED: return eflags_described(cpu);
+        default: return translator_flags_at(cpu, site);
         }
 }
 
@@ -109,7 +112,7 @@ static const void *enter_direct(struct x86_cpu *cpu, const struct tblock *block,
 {
         cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
         cpu->jit.site = 0;
-        return code_cache_rx(cpu->translator->cache, block->host + TBLOCK_DIRECT);
+        return code_cache_rx(cpu->translator->cache, block->direct);
 }
 
 /* The jump caches are for the mode as it is. */
@@ -133,11 +136,11 @@ static const void *enter_known(struct x86_cpu *cpu, uint64_t rip)
 {
         const struct tjump *jump = jump_at(cpu, rip);
 
-        if (jump->nrip != -rip || !x86_canonical(rip))
+        if (jump->rip != rip || !x86_canonical(rip))
                 return NULL;
-        cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
+        cpu->jit.target = rip;
         cpu->jit.site = 0;
-        return (const void *)(uintptr_t)(jump->host + TBLOCK_DIRECT);
+        return (const void *)(uintptr_t)jump->host;
 }
 
 /* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises. */
@@ -324,7 +327,7 @@ const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_
                         translator_vectors_out(cpu);
                         translator_link(tr, site, to);
                         cpu->jit.flags = cpu->jit.host_flags;
-                        return code_cache_rx(tr->cache, to->host + TBLOCK_DIRECT);
+                        return code_cache_rx(tr->cache, to->direct);
                 }
         }
         flags_in(cpu, site);
@@ -417,14 +420,25 @@ const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t 
         if (!block)
                 __builtin_trap();
         cpu->jit.flags_pending = false;
-        flags_set_status(cpu, tflags_to_eflags(cpu->jit.host_flags));
+        flags_set_status(cpu, at == block->host ? eflags_described(cpu) : tflags_to_eflags(cpu->jit.host_flags));
         if (at == block->host)
                 at_rip(cpu, rbp);
         else
                 at_rip(cpu, cpu->s.gpr[GPR_BLOCK] | (block->gpa & (GUEST_PAGE_SIZE - 1)));
-        if (cpu->tlb_mode != TLB_CHECKED)
-                jump_at(cpu, cpu->s.rip)->nrip = TJUMP_NOWHERE; /* what it names may be this block */
+        if (cpu->tlb_mode != TLB_CHECKED) /* what it names may be this block */
+                jump_at(cpu, cpu->s.rip)->rip = tjump_empty_rip(tjump_index(cpu->s.rip));
         return go_on(cpu, false);
+}
+
+/* Called by a block that wants its flags in the host's, and jit.flags names a recipe. The return address is on the shadow stack. */
+const void *translator_serve_flags(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        const void *back = *(const void **)cpu->jit.rsp;
+
+        cpu->jit.rsp += sizeof(back);
+        cpu->jit.target = rbp;
+        cpu->jit.host_flags = cpu->jit.flags = tflags_of_eflags(eflags_described(cpu));
+        return back;
 }
 
 /* ---- entering ---- */

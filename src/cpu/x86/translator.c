@@ -23,6 +23,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 
 #include "cpu/x86/block.h"
 #include "cpu/x86/cpuid.h"
@@ -177,9 +178,20 @@ int translator_new(struct x86_complex *complex, const struct translator_options 
         return 0;
 }
 
+/* An address that nobody may return to: not canonical, and no guest can guess it, to whom such a return is an exception of its own. */
+static uint64_t secret_address(void)
+{
+        uint64_t secret = 0;
+
+        while (getrandom(&secret, sizeof(secret), 0) != sizeof(secret))
+                ;
+        return (secret | UINT64_C(1) << 63) & ~(UINT64_C(1) << 62);
+}
+
 int translator_cpu_new(struct x86_cpu *cpu, struct err *err)
 {
         struct x86_jit *jit = &cpu->jit;
+        uint64_t nowhere;
         uint8_t *shadow;
 
         if (!cpu->translator)
@@ -196,15 +208,15 @@ int translator_cpu_new(struct x86_cpu *cpu, struct err *err)
         if (!jit->signal_stack)
                 return err_nomem(err);
         jit->shadow_base = (uintptr_t)shadow + SHADOW_GUARD + SHADOW_BYTES - 64;
+        nowhere = secret_address();
         for (unsigned i = 0; i < 8; i++)
-                ((uint64_t *)jit->shadow_base)[i] = TRANSLATOR_NOWHERE;
+                ((uint64_t *)jit->shadow_base)[i] = nowhere;
         jit->rsp = jit->shadow_base;
         jit->self = cpu;
         jit->host_mxcsr = 0x1f80;
         jit->vectors_out = 1;
         jit->x87_out = 1;
         jit->tlb_mask = (uint64_t)(TLB_ENTRIES - 1) << GUEST_PAGE_SHIFT;
-        jit->jump_mask = (uint64_t)(TJUMP_ENTRIES - 1) << TJUMP_SHIFT;
         atomic_init(&jit->go, 1);
         return 0;
 }
@@ -282,10 +294,10 @@ static void store_rel32(struct translator *tr, uint32_t at, uint32_t target)
 /* Where the site may enter the block; 0: nowhere. */
 static uint32_t entry_for(const struct tsite *site, const struct tblock *to)
 {
-        if (to->entry == TENTRY_FAULTS && site->passes && !(site->passes_by & to->fast_changes))
+        if ((to->entry == TENTRY_FAULTS || to->entry == TENTRY_THROUGH) && site->passes && !(site->passes_by & to->fast_changes))
                 return to->fast;
         if (!site->not_host)
-                return to->host + TBLOCK_DIRECT;
+                return to->direct;
         return to->entry == TENTRY_DEAD ? to->fast : 0;
 }
 
@@ -355,7 +367,7 @@ static void block_kill(struct translator *tr, struct tblock *block)
         unlink_incoming(tr, block);
         unlink_outgoing(tr, block);
         patch_entry(tr, block->host);
-        patch_entry(tr, block->host + TBLOCK_DIRECT);
+        patch_entry(tr, block->direct);
         atomic_fetch_add_explicit(&tr->stats.killed, 1, memory_order_relaxed);
 }
 

@@ -70,6 +70,7 @@ struct tsite {
          * flags are not they. instead: the site to be linked rather than this one, when it can be; 0: none.
          */
         bool passes, not_host;
+        bool by_value;       /* whoever finds the site named in jit.flags takes the recipe's registers from jit.recipe */
         uint16_t passes_by;
         uint32_t instead;
         bool x87;            /* code at retry and next wants the x87 state in the host's x87 unit */
@@ -95,10 +96,10 @@ struct tsite {
 };
 
 /*
- * The flags that a block is entered with: of no use; of use only to faults and the like, which take them from jit.flags; wanted in the
- * host's flags.
+ * The flags that a block is entered with: of no use; of use only to faults and the like, which take them from jit.flags; to these and to
+ * whatever comes behind the block; wanted in the host's flags.
  */
-enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_HOST };
+enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_THROUGH, TENTRY_HOST };
 
 /* In jit.flags: LAHF sets the bit always. */
 #define TFLAGS_REAL 0x200u
@@ -119,7 +120,7 @@ struct tblock {
         uint32_t key;             /* translation_key() */
         uint16_t size_bytes;      /* guest; ends in another page only with TKEY_CROSSING */
         uint16_t insns;
-        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, see TBLOCK_DIRECT */
+        uint32_t host, direct;    /* (r) entries, offsets in the code cache, see below */
         uint32_t host_end;
         /*
          * What becomes of the flags at the entry; unless TENTRY_HOST: an entry for who has them in jit.flags, or for which a jump to STALE
@@ -137,10 +138,10 @@ struct tblock {
 };
 
 /*
- * A block has two entries, each of which begins with 5 bytes that may become a jump: at host, for the jump cache: the linear address is in
- * RBP, GPR_BLOCK is set from it; at host + TBLOCK_DIRECT, for direct branches and translator_enter(): GPR_BLOCK is right already.
+ * A block has two entries, each of which begins with 5 bytes at a multiple of 8 that may become a call: at host, for the jump cache: the
+ * linear address is in RBP, GPR_BLOCK is set from it, and the guest's flags are what jit.flags says; at direct, for direct branches and
+ * translator_enter(): GPR_BLOCK is right already, and the flags are the host's.
  */
-#define TBLOCK_DIRECT 16
 
 /* What translate_block() is given: a copy of the guest's bytes from gpa to the end of its page at most (TKEY_CROSSING: of one instruction). */
 struct tsource {
@@ -182,14 +183,14 @@ void translator_written(struct translator *tr, uint64_t gpa, uint64_t size_bytes
 void translator_recover(struct x86_cpu *cpu);
 
 /* For translate_block(): thunks by what they do, sites and insns. */
-enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNK_X87, TTHUNKS };
+enum tthunk { TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNK_X87, TTHUNK_FLAGS, TTHUNKS };
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
 struct tsite *translator_site_at(struct translator *tr, uint32_t number);
 insn_fn translator_end(void); /* of an end mark */
 struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
 
-/* The status flags of EFLAGS before site whose flags are a TFLAGS_RECIPE, from the guest's registers (translate-flags.c). */
+/* The status flags of EFLAGS that site's recipe makes, from the guest's registers or jit.recipe (translate-flags.c). */
 uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site);
 
 /* In jit.x87_op beside FOP, whose 11 bits are the lowest: the place of the instruction's offset in its page. */

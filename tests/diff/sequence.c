@@ -52,6 +52,7 @@ struct draft {
         struct diff_case *c;
         struct registers regs;
         unsigned wanted;                  /* instructions */
+        int base;                         /* many an operand counts from this register; -1: none in particular */
         unsigned target[CASE_INSNS];      /* of a jump: the instruction's number; 0: no jump */
         uint64_t brought[CASE_INSNS + 1]; /* undefined flags that jumps bring to a place */
 };
@@ -164,6 +165,21 @@ static bool decode(const struct draft *d, struct code *code)
         return ZYAN_SUCCESS(ZydisDecoderDecodeFull(d->decoder, code->bytes, 15, &code->z, code->operand));
 }
 
+/* [register] and [register + disp]: the common base instead, which has a number below 8. Accesses that may share a look-up come of it. */
+static void share_base(const struct draft *d, struct code *code)
+{
+        const struct ZydisDecodedInstructionRaw_ *raw = &code->z.raw;
+
+        if (d->base < 0 || !(code->z.attributes & ZYDIS_ATTRIB_HAS_MODRM) || raw->modrm.mod == 3 || raw->modrm.rm == 4 ||
+            (raw->modrm.mod == 0 && raw->modrm.rm == 5) || one_in(d->r, 4))
+                return;
+        code->bytes[raw->modrm.offset] = (uint8_t)((code->bytes[raw->modrm.offset] & ~7) | d->base);
+        if (code->z.attributes & ZYDIS_ATTRIB_HAS_REX)
+                code->bytes[raw->rex.offset] &= (uint8_t)~1;
+        if (code->z.attributes & ZYDIS_ATTRIB_HAS_VEX && raw->vex.size == 3)
+                code->bytes[raw->vex.offset + 1] |= 0x20;
+}
+
 static bool draw_form(struct draft *d, struct code *code)
 {
         const struct forms *f = d->forms;
@@ -172,7 +188,8 @@ static bool draw_form(struct draft *d, struct code *code)
 
         if (!form_encode(&f->form[n], f->code32, d->r, d->decoder, code))
                 return false;
-        if (code_branches(code) || left_out(&code->z) || (always_faults(&code->z) && !one_in(d->r, 64)))
+        share_base(d, code);
+        if (!decode(d, code) || code_branches(code) || left_out(&code->z) || (always_faults(&code->z) && !one_in(d->r, 64)))
                 return false;
         return operands_join(code, d->r, &d->regs, &d->c->in) && decode(d, code);
 }
@@ -241,6 +258,7 @@ void case_sequence(const struct forms *forms, const ZydisDecoder *decoder, struc
         unsigned tries = 0;
 
         d.wanted = 2 + random_below(r, CASE_INSNS - 1);
+        d.base = one_in(r, 2) ? -1 : (const int8_t[]){ 0, 2, 3, 6, 7 }[random_below(r, 5)];
         c->code32 = forms->code32;
         c->leaves = false;
         c->count = 0;

@@ -73,9 +73,11 @@ struct forms {
         bool code32;
         struct form *form;
         size_t count, capacity;
-        /* Those of the general registers, by number: what sequences are mostly made of. */
+        /* Those of the general registers, by number: what sequences are mostly made of. In the order of their mnemonics; where each begins. */
         uint32_t *integer;
         size_t integers;
+        uint32_t mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 2];
+        size_t mnemonics;
         /* By mnemonic: how many forms are tested, and why those that are not are not. */
         uint32_t tested[ZYDIS_MNEMONIC_MAX_VALUE + 1];
         const char *reason[ZYDIS_MNEMONIC_MAX_VALUE + 1];

@@ -293,6 +293,27 @@ static int consider_map(struct forms *forms, const ZydisDecoder *decoder, const 
         return 0;
 }
 
+static int group_integers(struct forms *forms, struct err *err)
+{
+        uint32_t *grouped = malloc((forms->integers + 1) * sizeof(*grouped)), n = 0;
+
+        if (!grouped)
+                return err_nomem(err);
+        for (unsigned mnemonic = 0; mnemonic <= ZYDIS_MNEMONIC_MAX_VALUE; mnemonic++) {
+                uint32_t first = n;
+
+                for (size_t i = 0; forms->tested[mnemonic] && i < forms->integers; i++)
+                        if (forms->form[forms->integer[i]].mnemonic == mnemonic)
+                                grouped[n++] = forms->integer[i];
+                if (n > first)
+                        forms->mnemonic[forms->mnemonics++] = first;
+        }
+        forms->mnemonic[forms->mnemonics] = n;
+        free(forms->integer);
+        forms->integer = grouped;
+        return 0;
+}
+
 int forms_new(struct forms *forms, bool code32, const bool offered[ZYDIS_ISA_SET_MAX_VALUE + 1], struct err *err)
 {
         ZydisDecoder decoder;
@@ -307,6 +328,8 @@ int forms_new(struct forms *forms, bool code32, const bool offered[ZYDIS_ISA_SET
         for (unsigned map = 1; map < 4; map++)
                 for (unsigned prefix = 0; prefix < 4 && r == 0; prefix++)
                         r = consider_map(forms, &decoder, offered, true, map, prefix, err);
+        if (!r)
+                r = group_integers(forms, err);
         if (r)
                 forms_free(forms);
         return r;
@@ -318,7 +341,7 @@ void forms_free(struct forms *forms)
         free(forms->integer);
         forms->form = NULL;
         forms->integer = NULL;
-        forms->count = forms->capacity = forms->integers = 0;
+        forms->count = forms->capacity = forms->integers = forms->mnemonics = 0;
 }
 
 void form_print(const struct form *f)

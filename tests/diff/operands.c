@@ -536,7 +536,24 @@ static void hold(struct registers *regs, struct image *in, int n, uint64_t value
         regs->held |= 1u << n;
 }
 
-/* The address as it is with held registers: inside of the data, or made so by a displacement of 32 bits. */
+/* A small displacement most often, so that operands lie side by side; inside of the data when what it counts from is. */
+static bool lies_near(struct code *code, const ZydisDecodedOperand *o, uint64_t rest, struct random *r)
+{
+        int32_t disp = (int32_t)random_below(r, 256) - 128;
+        uint64_t address = rest + (uint64_t)(int64_t)disp;
+
+        if (!code->z.raw.disp.size || code->z.raw.disp.size == 16 || o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN || one_in(r, 4) ||
+            address < DATA_BASE || address + o->size / 8u > DATA_BASE + DATA_BYTES)
+                return false;
+        if (o->size >= 128 && code->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+                disp -= (int32_t)(address % 16);
+        if (disp < -128 || rest + (uint64_t)(int64_t)disp < DATA_BASE)
+                return false;
+        memcpy(code->bytes + code->z.raw.disp.offset, &disp, code->z.raw.disp.size / 8);
+        return true;
+}
+
+/* The address as it is with held registers: inside of the data, or made so by a displacement. */
 static bool address_serves(struct code *code, const ZydisDecodedOperand *o, const struct address *a, uint64_t target,
                            struct random *r, const struct image *in)
 {
@@ -544,6 +561,8 @@ static bool address_serves(struct code *code, const ZydisDecodedOperand *o, cons
         uint64_t address = rest + a->disp, size = o->size / 8u;
         int64_t disp = (int64_t)(target - rest);
 
+        if (lies_near(code, o, rest, r))
+                return true;
         if (code->z.raw.disp.size == 32 && disp == (int32_t)disp && o->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN) {
                 memcpy(code->bytes + code->z.raw.disp.offset, &disp, 4);
                 return true;

@@ -160,6 +160,24 @@ static uint32_t registers_written(const struct draft *d, const struct code *code
         return written;
 }
 
+/* A register that moves a little still serves as a base. */
+static bool moves_little(const struct code *code)
+{
+        const ZydisDecodedOperand *o = code->operand;
+
+        if (o[0].type != ZYDIS_OPERAND_TYPE_REGISTER || o[0].size != 64)
+                return false;
+        switch (code->z.mnemonic) {
+        case ZYDIS_MNEMONIC_INC:
+        case ZYDIS_MNEMONIC_DEC: return true;
+        case ZYDIS_MNEMONIC_ADD:
+        case ZYDIS_MNEMONIC_SUB: return o[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && code->z.raw.imm[0].size == 8;
+        case ZYDIS_MNEMONIC_LEA:
+                return o[1].mem.base == o[0].reg.value && o[1].mem.index == ZYDIS_REGISTER_NONE && code->z.raw.disp.size == 8;
+        default: return false;
+        }
+}
+
 static bool decode(const struct draft *d, struct code *code)
 {
         return ZYAN_SUCCESS(ZydisDecoderDecodeFull(d->decoder, code->bytes, 15, &code->z, code->operand));
@@ -180,11 +198,22 @@ static void share_base(const struct draft *d, struct code *code)
                 code->bytes[raw->vex.offset + 1] |= 0x20;
 }
 
+/* Any form; else any of an instruction, so that those with few forms come as often as others. */
+static uint32_t any_form(struct draft *d)
+{
+        const struct forms *f = d->forms;
+        unsigned mnemonic;
+
+        if (!f->integers || one_in(d->r, 3))
+                return random_below(d->r, (unsigned)f->count);
+        mnemonic = random_below(d->r, (unsigned)f->mnemonics);
+        return f->integer[f->mnemonic[mnemonic] + random_below(d->r, f->mnemonic[mnemonic + 1] - f->mnemonic[mnemonic])];
+}
+
 static bool draw_form(struct draft *d, struct code *code)
 {
         const struct forms *f = d->forms;
-        uint32_t n = one_in(d->r, 3) || !f->integers ? random_below(d->r, (unsigned)f->count)
-                                                     : f->integer[random_below(d->r, (unsigned)f->integers)];
+        uint32_t n = any_form(d);
 
         if (!form_encode(&f->form[n], f->code32, d->r, d->decoder, code))
                 return false;
@@ -224,6 +253,8 @@ static bool draw(struct draft *d)
         if (flags_read(&code->z) & undefined)
                 return false;
         written = registers_written(d, code);
+        if (moves_little(code) && !(written & RSP_BIT))
+                written = 0;
         if ((written & RSP_BIT || (written & d->regs.held && !one_in(d->r, 4))) && !one_in(d->r, 16))
                 return false;
         d->target[n] = target;

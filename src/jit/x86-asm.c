@@ -32,7 +32,7 @@ void asm_u64(struct x86_asm *a, uint64_t value)
 /* The forms that the SDM recommends (vol. 2B "NOP", table 4-12). */
 void asm_nops(struct x86_asm *a, unsigned left)
 {
-        static const uint8_t nop[8][8] = {
+        static const uint8_t nop[11][11] = {
                 { 0x90 },
                 { 0x66, 0x90 },
                 { 0x0f, 0x1f, 0x00 },
@@ -41,10 +41,13 @@ void asm_nops(struct x86_asm *a, unsigned left)
                 { 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00 },
                 { 0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00 },
                 { 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 },
+                { 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 },
+                { 0x66, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 },
+                { 0x66, 0x66, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 },
         };
 
         while (left) {
-                unsigned n = MIN(left, 8u);
+                unsigned n = MIN(left, 11u);
 
                 asm_bytes(a, nop[n - 1], n);
                 left -= n;
@@ -291,6 +294,11 @@ static void use(struct x86_asm *a, struct asm_label *label, bool rel8)
                 a->full = true;
         else
                 label->use[label->uses++] = at;
+}
+
+void asm_rel32(struct x86_asm *a, struct asm_label *label)
+{
+        use(a, label, false);
 }
 
 void asm_jmp(struct x86_asm *a, struct asm_label *label)

@@ -130,6 +130,8 @@ void asm_pext(struct x86_asm *a, unsigned to, unsigned from, struct asm_mem mask
 
 /* Labels. The rel32 (rel8) of each use is filled when the label is bound, or at once. More than 8 forward uses: full. */
 void asm_bind(struct x86_asm *a, struct asm_label *label);
+/* A rel32 behind an opcode of one's own. */
+void asm_rel32(struct x86_asm *a, struct asm_label *label);
 void asm_jmp(struct x86_asm *a, struct asm_label *label);
 void asm_jcc(struct x86_asm *a, enum asm_condition condition, struct asm_label *label);
 void asm_call(struct x86_asm *a, struct asm_label *label);

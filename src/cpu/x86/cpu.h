@@ -48,7 +48,9 @@ struct lazy_flags {
 struct x86_jit {
         _Atomic uint32_t go;        /* 0: leave at the next check; cleared by whoever raises a request */
         uint32_t flags;             /* SETO in bits 0-7, LAHF in 8-15; without TFLAGS_REAL: the site whose recipe makes them, from TFLAGS_SITE on */
-        uint64_t recipe[2];         /* what it makes them from, when the site says by_value */
+        const struct tsite *sites;  /* the translator's; and the code cache: for finding the code that makes the flags of a site */
+        uintptr_t code;
+        uint64_t flags_of[2];       /* operands of recipes that are not in guest registers any more */
         uint16_t host_flags;        /* the same of the host's flags when code was left for a service, and what it goes on with */
         uint32_t site;              /* the site being served, for translator_recover(); 0: none */
         uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */
@@ -58,7 +60,6 @@ struct x86_jit {
         uint64_t c_rsp;             /* where helpers run */
         uint64_t rsp;               /* the shadow stack while a service runs */
         uint64_t resume;            /* where a service goes on */
-        uint64_t target;            /* RBP there */
         _Atomic uint64_t inside;    /* translator's epoch when this processor last began to use blocks; 0: uses none */
         uint64_t seen;              /* the epoch its jump caches are from */
         struct x86_cpu *self;

@@ -87,18 +87,16 @@ struct tlb_exec_used {
 };
 
 /*
- * Jump caches: where translated code of a linear address is, one for each tlb_mode that a block may be translated for. An entry's place,
- * in bytes, is TJUMP_MASK of the upper half of the address's product with TJUMP_HASH: the arms of a switch lie a few bytes apart, and
- * functions begin at multiples of 16 or of pages.
+ * Jump caches: where translated code of a linear address is, one for each tlb_mode that a block may be translated for. As in the TLB an
+ * empty entry has an address that is looked up elsewhere.
  */
 #define TJUMP_BITS 12
 #define TJUMP_ENTRIES (1u << TJUMP_BITS)
+#define TJUMP_HASH 0x9e3779b1u /* the upper bits of the product are the index, the next 4 bits the offset in the entry: see tjump_index() */
 struct tjump {
         uint64_t rip;
         uint64_t host;
 };
-#define TJUMP_HASH 0x9e3779b1u
-#define TJUMP_MASK ((uint32_t)((TJUMP_ENTRIES - 1) * sizeof(struct tjump)))
 
 /* Which entries of a jump cache were set since it was empty; more than at[] holds: any. */
 #define TJUMP_FILLS 512u
@@ -142,7 +140,7 @@ static inline unsigned tlb_index(uint64_t linear)
 
 static inline unsigned tjump_index(uint64_t linear)
 {
-        return ((uint32_t)linear * TJUMP_HASH >> 16 & TJUMP_MASK) / sizeof(struct tjump);
+        return (uint32_t)linear * TJUMP_HASH >> (32 - TJUMP_BITS);
 }
 
 static inline unsigned tlb_exec_index(uint64_t linear)
@@ -150,16 +148,16 @@ static inline unsigned tlb_exec_index(uint64_t linear)
         return (unsigned)(linear >> 12) & (TLB_EXEC_ENTRIES - 1);
 }
 
+/* 0 is looked up at the first entry, 1 elsewhere. */
+static inline uint64_t tjump_empty_rip(unsigned index)
+{
+        return index == 0;
+}
+
 /* The tag of an empty entry belongs to another entry's pages: no address that is looked up there, canonical or not, matches it. */
 static inline uint64_t tlb_empty_tag(unsigned index)
 {
         return (uint64_t)(index ^ 1) << 12;
-}
-
-/* In the same way the address in an empty entry of a jump cache. */
-static inline uint64_t tjump_empty_rip(unsigned index)
-{
-        return index == tjump_index(0);
 }
 
 #define _always_inline_ inline __attribute__((always_inline))

@@ -1,15 +1,21 @@
 /*
  * Leaving a block: branches, calls, returns, and running off its end (docs/translator.md "Calls", "From block to block").
  *
- * Direct branches within a page hand the flags on in the host's, where nothing may touch them: what would be a comparison elsewhere
- * is a JRCXZ, and the stub that it leads to stands within 127 bytes, so behind the jump that ends the block. All that goes by an
- * address (the jump cache, RET) describes them in jit.flags first.
+ * Jumps within the page take the guest's flags along in the host's, or where flags_pass() has them: nothing there may touch the host's
+ * flags, what would be CMP elsewhere is JRCXZ. The stub that a JRCXZ leads to stands within 127 bytes, so behind the jump that ends the
+ * block. Indirect jumps, calls, returns and jumps to other pages have the flags in jit.flags, and the host's are free.
+ *
+ * A call does not end the block: it goes on where a host RET comes back to. That place begins with an instruction of 5 bytes, and is
+ * aligned, so that it can become a jump when the block dies (TSITE_RETURN).
  *
  * A conditional jump forward leaves the block when it is taken and the block goes on behind it. One backward ends the block: it is
  * taken mostly, and looks for requests first.
  */
-#include "cpu/x86/flags.h"
 #include "cpu/x86/translate.h"
+
+#include <assert.h>
+
+#include "cpu/x86/flags.h"
 
 /* Entries of the shadow stack that one mode of execution pushed never match a return in another. */
 static int32_t shadow_mark(const struct translation *t)
@@ -35,21 +41,20 @@ static void load_go(struct translation *t)
         asm_load(t->a, 4, TREG_SCRATCH, asm_gs(offsetof(struct x86_cpu, jit.go)));
 }
 
-/* Where the host's flags are free. */
-static void compare_go(struct translation *t, struct asm_label *wanted)
+static void test_go(struct translation *t)
 {
         asm_rm(t->a, 4, 0x83, 7, asm_gs(offsetof(struct x86_cpu, jit.go)));
         asm_byte(t->a, 0);
-        asm_jcc(t->a, ASM_Z, wanted);
 }
 
-/* The same: to the run loop, at the start of i. */
+/* Where the host's flags are free: to the run loop, at the start of i. */
 static void check_go(struct translation *t, struct tinsn *i)
 {
         uint32_t number;
         struct tsite *site = translate_site(t, TSITE_GO, i, &number);
 
-        compare_go(t, translate_stub(t, site, number, TTHUNK_GO));
+        test_go(t);
+        asm_jcc(t->a, ASM_Z, translate_stub(t, site, number, TTHUNK_GO));
 }
 
 static void bind_go(struct translation *t, struct asm_label *label, struct tinsn *i, uint32_t target)
@@ -160,63 +165,58 @@ void emit_loop_head(struct translation *t)
         check_go(t, &t->insn[0]);
 }
 
-/* ---- the jump cache: RBP is the linear target, the host's flags are free ---- */
+/* ---- the jump cache: RBP is the linear target, the flags are in jit.flags ---- */
 
-/* RCX becomes what leads to the entry; not there: miss. */
-static void probe(struct translation *t, struct asm_label *miss)
+_Static_assert(sizeof(struct tjump) == 16, "what is shifted right by 16 is the offset in the jump cache");
+
+static struct asm_mem cached(struct translation *t, size_t member)
 {
-        asm_rr(t->a, 4, 0x69, TREG_SCRATCH, TREG_ADDRESS); /* imul */
-        asm_u32(t->a, TJUMP_HASH);
-        asm_rr(t->a, 4, 0xc1, 5, TREG_SCRATCH); /* shr */
-        asm_byte(t->a, 16);
-        asm_alu_imm(t->a, 4, 4, TREG_SCRATCH, TJUMP_MASK);
-        asm_fit(t->a, 8 + 6);
-        asm_rm(t->a, 8, 0x3b, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 1, tjump_offset(t->tlb_mode) + offsetof(struct tjump, rip)));
-        asm_jcc(t->a, ASM_NZ, miss);
+        struct asm_mem mem = asm_at(TREG_SCRATCH, (int32_t)(tjump_offset(t->tlb_mode) + member));
+
+        mem.gs = true;
+        return mem;
 }
 
-static struct asm_mem probed(const struct translation *t)
+/* Compares with the entry, whose offset RCX is then. */
+static void probe(struct translation *t)
 {
-        return asm_gs_index(TREG_SCRATCH, 1, tjump_offset(t->tlb_mode) + offsetof(struct tjump, host));
+        asm_rr(t->a, 4, 0x69, TREG_SCRATCH, TREG_ADDRESS); /* imul ecx, ebp, … */
+        asm_u32(t->a, TJUMP_HASH);
+        asm_rr(t->a, 4, 0xc1, 5, TREG_SCRATCH);            /* shr */
+        asm_byte(t->a, 32 - TJUMP_BITS - 4);
+        asm_alu_imm(t->a, 4, 4, TREG_SCRATCH, (int32_t)((TJUMP_ENTRIES - 1) * sizeof(struct tjump)));
+        asm_rm(t->a, 8, 0x3b, TREG_ADDRESS, cached(t, offsetof(struct tjump, rip)));
 }
 
 /* opcode_extension 2: CALL, 4: JMP */
+#define GO_THERE_BYTES 7
 static void go_there(struct translation *t, unsigned opcode_extension)
 {
-        asm_fit(t->a, 9);
-        asm_rm(t->a, 4, 0xff, opcode_extension, probed(t));
+        asm_fit(t->a, GO_THERE_BYTES);
+        asm_rm(t->a, 4, 0xff, opcode_extension, cached(t, offsetof(struct tjump, host)));
 }
 
-/* A site for targets that the jump cache does not know, for which flags are described. i: see struct tsite. */
-static struct tsite *jump_site(struct translation *t, struct tinsn *i, uint32_t *number)
+/*
+ * i: the instruction at which a target that is not canonical faults; NULL: none. pop: what RET adds to RSP, once it is known that it goes
+ * there. A request leaves as a miss does: the service looks.
+ */
+static void jump_to_address(struct translation *t, struct tinsn *i, unsigned pop)
 {
-        struct tsite *site = translate_site(t, TSITE_JUMP, i, number);
+        struct asm_label *out;
+        struct tsite *site;
+        uint32_t number;
 
-        flags_describe(t, site, *number);
-        site->flags = TFLAGS_SAVED;
-        return site;
-}
-
-/* pop: what RET adds to RSP, once it is known that it goes there. A request leaves as a miss does: the service looks. */
-static void jump_from(struct translation *t, struct tsite *site, uint32_t number, unsigned pop)
-{
-        struct asm_label *miss = translate_stub(t, site, number, TTHUNK_JUMP);
-
+        flags_to_slot(t);
+        site = translate_site(t, TSITE_JUMP, i, &number);
         site->size_bytes = (uint8_t)pop;
-        compare_go(t, miss);
-        probe(t, miss);
+        out = translate_stub(t, site, number, TTHUNK_JUMP);
+        test_go(t);
+        asm_jcc(t->a, ASM_Z, out);
+        probe(t);
+        asm_jcc(t->a, ASM_NZ, out);
         if (pop)
                 asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), (int32_t)pop));
         go_there(t, 4);
-}
-
-/* i: the instruction at which a target that is not canonical faults; NULL: none. */
-static void jump_to_address(struct translation *t, struct tinsn *i)
-{
-        uint32_t number;
-        struct tsite *site = jump_site(t, i, &number);
-
-        jump_from(t, site, number, 0);
 }
 
 static void load_target(struct translation *t, uint32_t target)
@@ -228,12 +228,17 @@ static void load_target(struct translation *t, uint32_t target)
 static void exit_checked(struct translation *t, uint32_t target, bool backward)
 {
         struct asm_label out = { 0 }, slow = { 0 };
+        struct tflags_recipe recipe = t->recipe;
         unsigned places = t->places;
+        bool real = t->real;
         uint32_t number;
 
         if (!in_page(target)) {
                 load_target(t, target);
-                jump_to_address(t, NULL);
+                jump_to_address(t, NULL, 0);
+                t->places = places;
+                t->real = real;
+                t->recipe = recipe;
                 return;
         }
         if (backward) {
@@ -289,19 +294,12 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
         uint32_t target = (uint32_t)i->insn.imm;
         struct asm_label skip = { 0 }, out = { 0 };
         struct tsite *site;
-        unsigned places;
         uint32_t number;
-        bool described;
 
         flags_to_host(t);
         if (!in_page(target)) {
                 asm_jcc(t->a, condition ^ 1, &skip);
-                places = t->places;
-                described = t->described;
-                load_target(t, target);
-                jump_to_address(t, NULL);
-                t->places = places;
-                t->described = described;
+                exit_checked(t, target, false);
                 asm_bind(t->a, &skip);
                 return;
         }
@@ -345,12 +343,12 @@ static void load_indirect(struct translation *t, struct tinsn *i)
 static void emit_jmp_indirect(struct translation *t, struct tinsn *i)
 {
         load_indirect(t, i);
-        jump_to_address(t, i);
+        jump_to_address(t, i, 0);
 }
 
 /* ---- CALL, RET ---- */
 
-/* Behind the look-up of the return address's place: stores it, moves RSP, pushes it onto the shadow stack. No flags change. */
+/* Behind the look-up of the return address's place: stores it, moves RSP, pushes it onto the shadow stack. */
 static void push_return(struct translation *t, struct tinsn *i)
 {
         struct asm_mem at = memory_fold(t);
@@ -358,69 +356,110 @@ static void push_return(struct translation *t, struct tinsn *i)
         asm_load(t->a, 8, TREG_SCRATCH, guest_slot(GPR_BLOCK));
         asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, i->insn.end));
         asm_store(t->a, 8, at, TREG_SCRATCH);
+        flags_stack_moves(t, i, -8);
         asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), -8));
         if (shadow_mark(t))
                 asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, shadow_mark(t)));
         asm_byte(t->a, 0x51); /* push rcx */
-        flags_stack_moves(t, i, -8);
 }
 
-/* Where a host RET comes back to: RBP is the guest's return address, the flags are described. */
+#define RETURN_ALIGNMENT 8
+
+/* NOPs, so that what comes behind the next n bytes is where a return may come back to, and they themselves fit as a jump. */
+static void align_return(struct translation *t, unsigned n)
+{
+        unsigned pad = (unsigned)-(t->a->used + n) % RETURN_ALIGNMENT;
+
+        while (!asm_fits(t->a, pad, n))
+                pad += RETURN_ALIGNMENT;
+        asm_nops(t->a, pad);
+}
+
+/* Where a host RET comes back to: RBP is the guest's return address. */
 static void return_point(struct translation *t, struct tinsn *i)
 {
-        t->places = TPLACE_SAVED;
-        t->described = true;
+        uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_RETURN, NULL, &number);
+
+        assert(t->a->full || t->a->used % RETURN_ALIGNMENT == 0);
+        site->patch = translate_here(t);
+        flags_from_elsewhere(t);
         asm_lea(t->a, ASM_RSP, asm_at(ASM_RSP, 8));
         asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_ADDRESS, -(int32_t)i->insn.end));
         asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);
-        emit_exit(t, i->insn.end);
+        if (i->ends)
+                emit_exit(t, i->insn.end);
 }
 
-static void call_near(struct translation *t, struct tinsn *i, uint32_t target)
+/* As a jump to the target, but for what is on the shadow stack. */
+static void call_in_page(struct translation *t, uint32_t target, bool backward)
 {
-        bool backward = is_backward(i), described = t->described;
-        unsigned places = t->places;
-        struct asm_label slow = { 0 };
         uint32_t number;
+        struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
+        struct tlate *way;
 
-        if (places & TPLACE_HOST) {
-                struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
-
-                flags_pass(t, site, number);
-                align_chain(t, 1);
+        if (t->places == TPLACE_HOST) {
+                align_return(t, 5);
                 asm_call(t->a, chain_from(t, site, number, target, 1, backward));
-                return_point(t, i);
                 return;
         }
-        number = chain_without_flags(t, &slow, asm_call);
-        return_point(t, i);
-        t->places = places;
-        t->described = described;
-        chain_with_flags(t, number, &slow, target, backward);
+        site->not_host = true;
+        flags_pass(t, site, number);
+        way = translate_late(t, TLATE_CALL, number);
+        way->target = target;
+        way->backward = backward;
+        align_return(t, 5);
+        site->patch = translate_here(t) + 1;
+        asm_call(t->a, &way->from);
 }
 
-static void call_far(struct translation *t, struct tinsn *i, uint32_t target)
+static void call_cached(struct translation *t)
 {
-        struct asm_label miss = { 0 }, back = { 0 };
         struct tsite *site;
+        struct tlate *way;
         uint32_t number;
 
-        site = jump_site(t, NULL, &number);
-        load_target(t, target);
-        probe(t, &miss);
-        go_there(t, 2);
-        asm_bind(t->a, &back);
-        return_point(t, i);
-        asm_bind(t->a, &miss);
-        asm_call(t->a, translate_stub(t, site, number, TTHUNK_JUMP));
-        asm_jmp(t->a, &back);
+        flags_to_slot(t);
+        probe(t);
+        site = translate_site(t, TSITE_JUMP, NULL, &number);
+        way = translate_late(t, TLATE_CALL_MISS, number);
+        site->flags = TFLAGS_SAVED;
+        asm_jcc(t->a, ASM_NZ, &way->from);
+        align_return(t, GO_THERE_BYTES);
+        asm_rm(t->a, 4, 0xff, 2, cached(t, offsetof(struct tjump, host)));
+        asm_bind(t->a, &way->back);
+}
+
+static void emit_call_miss(struct translation *t, struct tlate *way)
+{
+        asm_bind(t->a, &way->from);
+        asm_lea_label(t->a, TREG_SCRATCH, &way->back);
+        asm_byte(t->a, 0x51); /* push rcx */
+        translate_stub_here(t, way->number, TTHUNK_JUMP);
+}
+
+/* More may come while they are emitted. */
+void emit_lates(struct translation *t)
+{
+        for (unsigned n = 0; n < t->lates && !t->failed; n++) {
+                struct tlate *way = &t->late[n];
+
+                t->places = way->places;
+                t->real = way->real;
+                t->recipe = way->recipe;
+                switch (way->kind) {
+                case TLATE_CALL: chain_with_flags(t, way->number, &way->from, way->target, way->backward); break;
+                case TLATE_CALL_MISS: emit_call_miss(t, way); break;
+                case TLATE_FLAGS: flags_emit_call(t, way); break;
+                default: flags_emit_maker(t, way); break;
+                }
+        }
 }
 
 static void emit_call(struct translation *t, struct tinsn *i)
 {
         uint32_t target = (uint32_t)i->insn.imm;
 
-        flags_before_push(t);
         memory_look_up_at(t, i, X86_RSP, -8, 8, true);
         /* Without backward branches there is no cycle: RET comes back once for each CALL. */
         if ((int32_t)target <= (int32_t)i->insn.start) {
@@ -429,10 +468,13 @@ static void emit_call(struct translation *t, struct tinsn *i)
                 check_go(t, i);
         }
         push_return(t, i);
-        if (in_page(target))
-                call_near(t, i, target);
-        else
-                call_far(t, i, target);
+        if (in_page(target)) {
+                call_in_page(t, target, is_backward(i));
+        } else {
+                load_target(t, target);
+                call_cached(t);
+        }
+        return_point(t, i);
 }
 
 /* Canonical addresses have bits 47-63 alike. */
@@ -446,59 +488,65 @@ static void check_canonical(struct translation *t, struct asm_label *not_canonic
         asm_jcc(t->a, ASM_NBE, not_canonical);
 }
 
+#define CALL_GS_BYTES 8
+
 /*
  * The target is looked up before anything is stored, since one that is not canonical faults first (by the interpreter). Its host
  * address waits in a slot while the stack is looked up: that of the jump stub when it is not in the cache.
  */
 static void emit_call_indirect(struct translation *t, struct tinsn *i)
 {
-        struct asm_label miss = { 0 }, both = { 0 };
-        struct tsite *site, *handler;
-        uint32_t number, handler_number;
+        struct asm_label hit = { 0 }, both = { 0 }, *miss;
+        struct tsite *site;
+        uint32_t number;
 
+        flags_keep(t);
+        t->places &= ~(unsigned)TPLACE_HOST;
         load_indirect(t, i);
-        site = jump_site(t, NULL, &number);
-        t->places = TPLACE_SAVED;
         check_go(t, i);
         asm_store(t->a, 8, temp(1), TREG_ADDRESS);
-        probe(t, &miss);
-        asm_load(t->a, 8, TREG_SCRATCH, probed(t));
+        probe(t);
+        asm_jcc_short(t->a, ASM_Z, &hit);
+        site = translate_site(t, TSITE_HANDLER, i, &number);
+        check_canonical(t, translate_stub(t, site, number, TTHUNK_HANDLER));
+        site = translate_site(t, TSITE_JUMP, NULL, &number);
+        site->flags = TFLAGS_SAVED;
+        miss = translate_stub(t, site, number, TTHUNK_JUMP);
+        asm_lea_label(t->a, TREG_SCRATCH, miss);
+        asm_jmp_short(t->a, &both);
+        asm_bind(t->a, &hit);
+        asm_load(t->a, 8, TREG_SCRATCH, cached(t, offsetof(struct tjump, host)));
         asm_bind(t->a, &both);
         asm_store(t->a, 8, temp(2), TREG_SCRATCH);
         memory_look_up_at(t, i, X86_RSP, -8, 8, true);
         push_return(t, i);
+        flags_to_slot(t);
         asm_load(t->a, 8, TREG_ADDRESS, temp(1));
+        align_return(t, CALL_GS_BYTES);
         asm_rm(t->a, 4, 0xff, 2, temp(2));
         return_point(t, i);
-        asm_bind(t->a, &miss);
-        handler = translate_site(t, TSITE_HANDLER, i, &handler_number);
-        check_canonical(t, translate_stub(t, handler, handler_number, TTHUNK_HANDLER));
-        asm_lea_label(t->a, TREG_SCRATCH, translate_stub(t, site, number, TTHUNK_JUMP));
-        asm_jmp(t->a, &both);
 }
 
 static void emit_ret(struct translation *t, struct tinsn *i)
 {
-        unsigned pop = 8 + (unsigned)i->insn.imm, compared = TREG_ADDRESS;
+        unsigned pop = 8 + (unsigned)i->insn.imm;
         struct asm_label other = { 0 };
-        struct tsite *site;
-        uint32_t number;
 
         memory_look_up_at(t, i, X86_RSP, 0, 8, false);
         asm_load(t->a, 8, TREG_ADDRESS, memory_operand(t));
-        site = jump_site(t, i, &number);
+        flags_to_slot(t);
         if (shadow_mark(t)) {
                 asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_ADDRESS, shadow_mark(t)));
-                compared = TREG_SCRATCH;
+                asm_rm(t->a, 8, 0x3b, TREG_SCRATCH, asm_at(ASM_RSP, 8));
+        } else {
+                asm_rm(t->a, 8, 0x3b, TREG_ADDRESS, asm_at(ASM_RSP, 8));
         }
-        asm_fit(t->a, 5 + 6);
-        asm_rm(t->a, 8, 0x3b, compared, asm_at(ASM_RSP, 8));
         asm_jcc(t->a, ASM_NZ, &other);
         asm_lea(t->a, treg_of(X86_RSP), asm_at(treg_of(X86_RSP), (int32_t)pop));
         asm_fit(t->a, 1);
         asm_byte(t->a, 0xc3);
         asm_bind(t->a, &other);
-        jump_from(t, site, number, pop);
+        jump_to_address(t, i, pop);
 }
 
 /* ---- choosing ---- */
@@ -542,7 +590,12 @@ temit_fn branch_translate(struct tinsn *i)
         if (!emit)
                 return NULL;
         i->site = true;
-        i->ends = !conditional || is_backward(i);
+        i->hands_on = !conditional && !(emit == emit_jmp && in_page((uint32_t)i->insn.imm));
+        i->ends = emit == emit_call || emit == emit_call_indirect ? !i->goes_on : !conditional || is_backward(i);
+        if (i->hands_on) {
+                i->reads = TFLAGS_ALL;
+                i->writes = TFLAGS_ALL;
+        }
         i->keeps_address = conditional && !i->ends && in_page((uint32_t)i->insn.imm);
         if (emit == emit_call)
                 i->access = TACCESS_PUSH;

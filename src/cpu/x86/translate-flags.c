@@ -4,7 +4,7 @@
  * A place in tinsn.places that is set holds the flags as they are before the next instruction:
  *
  *      host     the host's flags
- *      saved    jit.flags (LAHF in the upper byte, SETO in the lower; or, when they are described, the number of a site with a recipe)
+ *      saved    jit.flags (LAHF in the upper byte, SETO in the lower)
  *      recipe   values that are still in guest registers, see below
  *
  * None may hold them when nothing needs them (tinsn.needed is 0). Recipes, with A the register as it is now plus delta (which
@@ -16,12 +16,19 @@
  *      SUB     A is the result of x - B        x = A + B
  *      ADD     A is the result of x + B        x = A - B
  *      NEG     A is the result of 0 - x
+ *      SHL SHR SAR     A was shifted by B, a constant
+ *      DOUBLE  A was added to itself
+ *
+ * An operand whose register is about to change, or that was none, is stored in jit.flags_of, and is as good as a register from then on.
+ * jit.flags may name a recipe from there as well. There is only one set of flags at a time, so nobody else can want these slots.
  *
  * Undefined flags follow the hardware: see the interpreter's integer-*.c.
  */
 #include "cpu/x86/translate.h"
 
-enum trecipe_op { TRECIPE_CMP, TRECIPE_TEST, TRECIPE_LOGIC, TRECIPE_SUB, TRECIPE_ADD, TRECIPE_NEG };
+enum trecipe_op {
+        TRECIPE_CMP, TRECIPE_TEST, TRECIPE_LOGIC, TRECIPE_SUB, TRECIPE_ADD, TRECIPE_NEG, TRECIPE_SHL, TRECIPE_SHR, TRECIPE_SAR, TRECIPE_DOUBLE,
+};
 #define NO_REGISTER 0xff
 
 #define OPCODE_ADD 0x03
@@ -100,6 +107,27 @@ static bool recipe_binary(const struct tinsn *i, struct tflags_recipe *r)
         r->b = immediate ? NO_REGISTER : i->insn.reg[1];
         r->imm = immediate ? (int32_t)i->insn.imm : 0;
         return true;
+}
+
+static bool is_slot(uint8_t at)
+{
+        return at != NO_REGISTER && at >= TRECIPE_SLOT * 8;
+}
+
+static struct asm_mem recipe_slot(unsigned n)
+{
+        return asm_gs(offsetof(struct x86_cpu, jit.flags_of) + n * 8);
+}
+
+/* The host register that holds an operand, TREG_NONE: it is in memory, at place_of(). */
+static uint8_t host_of(uint8_t at)
+{
+        return is_slot(at) ? TREG_NONE : treg_of(at / 8);
+}
+
+static struct asm_mem place_of(uint8_t at)
+{
+        return is_slot(at) ? recipe_slot(at / 8 - TRECIPE_SLOT) : guest_slot(at / 8);
 }
 
 /* The recipe for the flags that i leaves behind, from the registers as they are behind it. */
@@ -206,8 +234,10 @@ void flags_after(struct translation *t, const struct tinsn *i)
 
         if (i->changes) {
                 t->places = TPLACE_HOST;
-                t->described = false;
-                if (recipe_of(i, &made)) {
+                if (t->has_made || recipe_of(i, &made)) {
+                        if (t->has_made)
+                                made = t->made;
+                        t->has_made = false;
                         t->recipe = made;
                         t->places |= TPLACE_RECIPE;
                 }
@@ -221,24 +251,149 @@ void flags_after(struct translation *t, const struct tinsn *i)
                 t->places &= ~(unsigned)TPLACE_RECIPE;
 }
 
+/* Whether the host's flags are lost while the flags that i leaves behind count. */
+static bool kept_later(const struct translation *t, const struct tinsn *i)
+{
+        if (!i->needed_after)
+                return false;
+        for (const struct tinsn *next = i + 1; next < t->insn + t->count; next++) {
+                if (!next->needed)
+                        return false;
+                if (next->hands_on || next->x87_check)
+                        return true;
+                if ((next->insn.flags & INSN_MEMORY || next->access != TACCESS_NONE) && next->site &&
+                    (!group_takes(t, next) || next == &t->insn[next->group->first]))
+                        return true;
+                if (next->ends || next->writes == TFLAGS_ALL)
+                        return next->ends;
+        }
+        return true;
+}
+
+static void to_slot(struct translation *t, uint8_t *at, unsigned n)
+{
+        t->slotted = true;
+        asm_store(t->a, 8, recipe_slot(n), treg_of(*at / 8));
+        *at = (uint8_t)((TRECIPE_SLOT + n) * 8);
+}
+
+static bool in_register(uint8_t at)
+{
+        return at != NO_REGISTER && !is_slot(at) && treg_of(at / 8) != TREG_NONE;
+}
+
+static uint8_t register_at(const ZydisDecodedOperand *o)
+{
+        ZydisRegister reg = o->reg.value;
+        unsigned guest = reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B ? reg - ZYDIS_REGISTER_SPL + 4u
+                         : reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_BL ? (unsigned)(reg - ZYDIS_REGISTER_AL)
+                                                                                : (unsigned)ZydisRegisterGetId(reg);
+
+        return (uint8_t)(guest * 8);
+}
+
+/*
+ * Before a shift by a constant, or an addition of a register to itself: its operand goes to a slot, and makes a recipe for the flags that
+ * i leaves behind. Takes no register.
+ */
+void flags_keep_operand(struct translation *t, const struct tinsn *i)
+{
+        struct tflags_recipe r = { .size_bytes = i->insn.opsize, .a = TRECIPE_SLOT * 8, .b = NO_REGISTER };
+        uint8_t at;
+
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_SHL: r.op = TRECIPE_SHL; break;
+        case ZYDIS_MNEMONIC_SHR: r.op = TRECIPE_SHR; break;
+        case ZYDIS_MNEMONIC_SAR: r.op = TRECIPE_SAR; break;
+        case ZYDIS_MNEMONIC_ADD: r.op = TRECIPE_DOUBLE; break;
+        default: return;
+        }
+        if (!low_register(&i->operand[0]) || r.size_bytes < 4)
+                return;
+        at = register_at(&i->operand[0]);
+        if (!in_register(at) || !kept_later(t, i))
+                return;
+        if (r.op == TRECIPE_DOUBLE) {
+                if (!low_register(&i->operand[1]) || register_at(&i->operand[1]) != at)
+                        return;
+        } else {
+                if (!count_is_nonzero(i))
+                        return;
+                r.imm = (int32_t)(i->operand[i->z.operand_count_visible - 1].imm.value.u & (r.size_bytes == 8 ? 63 : 31));
+        }
+        to_slot(t, &at, 0);
+        t->made = r;
+        t->has_made = true;
+}
+
+/* Whether i, which reads memory, does better with its operand in RCX and in a slot, because then there is a recipe; which one. */
+bool flags_want_operand(struct translation *t, const struct tinsn *i, unsigned *slot)
+{
+        bool first = i->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
+        const ZydisDecodedOperand *other = &i->operand[first];
+        struct tflags_recipe r = { .size_bytes = i->insn.opsize };
+
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_CMP: r.op = TRECIPE_CMP; break;
+        case ZYDIS_MNEMONIC_TEST: r.op = TRECIPE_TEST; break;
+        case ZYDIS_MNEMONIC_ADD: r.op = TRECIPE_ADD; break;
+        case ZYDIS_MNEMONIC_SUB: r.op = TRECIPE_SUB; break;
+        default: return false;
+        }
+        if ((first && (r.op == TRECIPE_ADD || r.op == TRECIPE_SUB)) || !kept_later(t, i))
+                return false;
+        r.a = r.b = (uint8_t)((TRECIPE_SLOT + !first) * 8);
+        if (other->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+                r.b = NO_REGISTER;
+                r.imm = (int32_t)i->insn.imm;
+        } else if (low_register(other) && in_register(register_at(other))) {
+                *(first ? &r.b : &r.a) = register_at(other);
+        } else {
+                return false;
+        }
+        *slot = !first;
+        t->made = r;
+        t->has_made = t->slotted = true;
+        return true;
+}
+
+struct asm_mem flags_operand_slot(unsigned slot)
+{
+        return recipe_slot(slot);
+}
+
+/* The recipe's operands that are in that register go to slots, when that is of use. */
+static void rescue(struct translation *t, const struct tinsn *i, unsigned guest)
+{
+        struct tflags_recipe *r = &t->recipe;
+
+        if (!(t->places & TPLACE_RECIPE) || t->places & TPLACE_SAVED || (t->places & TPLACE_HOST && !kept_later(t, i)))
+                return;
+        if (in_register(r->a) && r->a / 8 == guest)
+                to_slot(t, &r->a, 0);
+        if (in_register(r->b) && r->b / 8 == guest)
+                to_slot(t, &r->b, 1);
+}
+
+void flags_before(struct translation *t, const struct tinsn *i)
+{
+        if (!(t->places & TPLACE_RECIPE) || !(i->needed_after & ~i->writes) || i->changes)
+                return;
+        if (moves_by_constant(i, t->recipe.a) && t->recipe.b != t->recipe.a && t->recipe.size_bytes == 8)
+                return;
+        for (unsigned guest = 0; guest < 16; guest++)
+                if (flags_guest_written(i, guest))
+                        rescue(t, i, guest);
+}
+
 void flags_register_changes(struct translation *t, const struct tinsn *i, unsigned guest)
 {
+        if (i->needed_after)
+                rescue(t, i, guest);
         if (!(t->places & TPLACE_RECIPE) || (t->recipe.a / 8 != guest && (t->recipe.b == NO_REGISTER || t->recipe.b / 8 != guest)))
                 return;
         if (t->places == TPLACE_RECIPE && i->needed_after)
                 flags_to_host(t);
-        t->places &= ~(unsigned)TPLACE_RECIPE;
-}
-
-void flags_before_push(struct translation *t)
-{
-        const struct tflags_recipe *r = &t->recipe;
-        bool moves = r->a == X86_RSP * 8 && r->size_bytes == 8 && r->delta > INT32_MIN / 2 && r->delta < INT32_MAX / 2;
-
-        if (!(t->places & TPLACE_RECIPE) || (r->a / 8 != X86_RSP && (r->b == NO_REGISTER || r->b / 8 != X86_RSP)) ||
-            (moves && r->b != X86_RSP * 8))
-                return;
-        flags_to_host(t);
         t->places &= ~(unsigned)TPLACE_RECIPE;
 }
 
@@ -253,7 +408,13 @@ void flags_stack_moves(struct translation *t, const struct tinsn *i, int32_t byt
 void flags_after_handler(struct translation *t)
 {
         t->places = TPLACE_HOST | TPLACE_SAVED;
-        t->described = false;
+        t->real = true;
+}
+
+void flags_from_elsewhere(struct translation *t)
+{
+        t->places = TPLACE_SAVED;
+        t->real = false;
 }
 
 /* ---- saving and bringing back ---- */
@@ -264,27 +425,27 @@ void flags_keep(struct translation *t)
 {
         if (t->places != TPLACE_HOST)
                 return;
-        t->described = false;
         asm_mov(t->a, 8, TREG_SCRATCH, ASM_RAX);
         asm_byte(t->a, 0x9f);                         /* lahf */
         asm_rr(t->a, 1, ASM_0F | 0x90, 0, ASM_RAX);   /* seto al */
         asm_store(t->a, 2, asm_gs(FLAGS_SLOT), ASM_RAX);
         asm_mov(t->a, 8, ASM_RAX, TREG_SCRATCH);
         t->places |= TPLACE_SAVED;
+        t->real = true;
 }
 
-void flags_from_description(struct translation *t)
-{
-        asm_byte(t->a, 0xe8);
-        asm_u32(t->a, translator_thunk(t->tr, TTHUNK_FLAGS) - (translate_here(t) + 4));
-}
-
+/* jit.flags may name a site: its code makes them. */
 static void from_saved(struct translation *t)
 {
-        if (t->described) {
-                flags_from_description(t);
-                t->described = false;
-                return;
+        struct tlate *late = NULL;
+
+        if (!t->real) {
+                late = translate_late(t, TLATE_FLAGS, 0);
+                asm_load(t->a, 4, TREG_SCRATCH, asm_gs(FLAGS_SLOT));
+                asm_fit(t->a, 3 + 6);
+                asm_bytes(t->a, "\xf6\xc5", 2); /* test ch, … */
+                asm_byte(t->a, TFLAGS_REAL >> 8);
+                asm_jcc(t->a, ASM_Z, &late->from);
         }
         asm_mov(t->a, 8, TREG_SCRATCH, ASM_RAX);
         asm_rm(t->a, 4, ASM_0F | 0xb7, ASM_RAX, asm_gs(FLAGS_SLOT)); /* movzx */
@@ -292,6 +453,8 @@ static void from_saved(struct translation *t)
         asm_byte(t->a, 0x7f);
         asm_byte(t->a, 0x9e);                                        /* sahf */
         asm_mov(t->a, 8, ASM_RAX, TREG_SCRATCH);
+        if (late)
+                asm_bind(t->a, &late->back);
 }
 
 /* op reg, B */
@@ -301,19 +464,19 @@ static void with_b(struct translation *t, const struct tflags_recipe *r, unsigne
 
         if (r->b == NO_REGISTER)
                 asm_alu_imm(t->a, alu, size, reg, r->imm);
-        else if (treg_of(r->b / 8) == TREG_NONE)
-                asm_rm(t->a, size, opcode - byte, reg, guest_slot(r->b / 8));
+        else if (host_of(r->b) == TREG_NONE)
+                asm_rm(t->a, size, opcode - byte, reg, place_of(r->b));
         else
-                asm_rr(t->a, size, opcode - byte, reg, treg_of(r->b / 8));
+                asm_rr(t->a, size, opcode - byte, reg, host_of(r->b));
 }
 
 /* A in a register: its own, or the scratch one. */
 static unsigned load_a(struct translation *t, const struct tflags_recipe *r, bool changed)
 {
-        unsigned guest = r->a / 8, reg = treg_of(guest);
+        unsigned reg = host_of(r->a);
 
         if (reg == TREG_NONE) {
-                asm_load(t->a, 8, TREG_SCRATCH, guest_slot(guest));
+                asm_load(t->a, 8, TREG_SCRATCH, place_of(r->a));
                 reg = TREG_SCRATCH;
         }
         if (r->delta) {
@@ -355,6 +518,17 @@ static void from_recipe(struct translation *t)
                 with_b(t, r, OPCODE_ADD, 0, reg);
                 with_b(t, r, OPCODE_CMP, 7, reg);
                 break;
+        case TRECIPE_SHL:
+        case TRECIPE_SHR:
+        case TRECIPE_SAR:
+                reg = load_a(t, r, true);
+                asm_rr(t->a, size, 0xc1, r->op == TRECIPE_SHL ? 4 : r->op == TRECIPE_SHR ? 5 : 7, reg);
+                asm_byte(t->a, (uint8_t)r->imm);
+                break;
+        case TRECIPE_DOUBLE:
+                reg = load_a(t, r, true);
+                asm_rr(t->a, size, OPCODE_ADD - (size == 1), reg, reg);
+                break;
         case TRECIPE_ADD:
                 reg = load_a(t, r, true);
                 with_b(t, r, OPCODE_SUB, 5, reg);
@@ -366,6 +540,20 @@ static void from_recipe(struct translation *t)
                 asm_rr(t->a, size, size == 1 ? 0xf6 : 0xf7, 3, reg);
                 break;
         }
+}
+
+void flags_emit_call(struct translation *t, struct tlate *late)
+{
+        asm_bind(t->a, &late->from);
+        asm_call_to(t->a, t->a->address + translator_thunk(t->tr, TTHUNK_FLAGS) - t->block->host);
+        asm_jmp(t->a, &late->back);
+}
+
+void flags_emit_maker(struct translation *t, const struct tlate *late)
+{
+        translator_site_at(t->tr, late->number)->retry = translate_here(t);
+        from_recipe(t);
+        asm_byte(t->a, 0xc3);
 }
 
 void flags_to_host(struct translation *t)
@@ -391,23 +579,13 @@ static uint16_t registers_written(const struct tinsn *i)
         return mask;
 }
 
-/* The end of a block that describes the flags to what comes behind it, whatever they are. */
-static bool describes(const struct tinsn *i)
-{
-        return i->emit == emit_handler || i->z.mnemonic == ZYDIS_MNEMONIC_CALL || i->z.mnemonic == ZYDIS_MNEMONIC_RET ||
-               (i->z.mnemonic == ZYDIS_MNEMONIC_JMP &&
-                (i->operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE || i->insn.imm >= GUEST_PAGE_SIZE));
-}
-
 /*
  * While the flags that the block was entered with count, sites find them in jit.flags, which may name a recipe of the block before: no
- * instruction then may want them in the host's flags, and the recipe's registers must not change before the last of these sites. When
- * they count to the end they go on as they came: worth it when they would have to be saved in any case.
+ * instruction then may want them in the host's flags, and the recipe's registers must not change before the last of these sites.
  */
 void flags_plan_entry(struct translation *t)
 {
         uint16_t changed = 0;
-        bool saved = false;
 
         t->block->entry = TENTRY_DEAD;
         t->block->fast_changes = 0;
@@ -415,29 +593,37 @@ void flags_plan_entry(struct translation *t)
         for (unsigned n = 0; n < t->count; n++) {
                 const struct tinsn *i = &t->insn[n];
 
-                if (i->reads || (i->changes && i->writes != TFLAGS_ALL)) {
-                        t->block->entry = TENTRY_HOST;
-                        return;
-                }
-                saved |= i->ends ? describes(i) : i->site || i->x87_check;
                 if (i->site || i->x87_check) {
                         t->block->entry = TENTRY_FAULTS;
                         t->block->fast_changes |= changed;
                 }
-                if (i->ends)
+                if (i->emit == emit_handler)
+                        return;
+                if (i->hands_on || (i->ends && !i->reads))
                         break;
-                if (i->writes == TFLAGS_ALL)
+                if (i->reads || (i->changes && i->needed_after & ~i->writes)) {
+                        t->block->entry = TENTRY_HOST;
+                        return;
+                }
+                if (i->changes)
                         return;
                 changed |= registers_written(i);
         }
-        t->block->entry = saved ? TENTRY_THROUGH : TENTRY_HOST;
+        /* They go on to who knows where. */
+        t->block->entry = TENTRY_FAULTS;
         t->block->fast_changes = UINT16_MAX;
 }
 
 static void name_site(struct translation *t, uint32_t number)
 {
+        translate_late(t, TLATE_MAKER, number);
         asm_rm(t->a, 4, 0xc7, 0, asm_gs(FLAGS_SLOT));
         asm_u32(t->a, number << TFLAGS_SITE);
+}
+
+static uint16_t mask_of(uint8_t at)
+{
+        return at == NO_REGISTER || is_slot(at) ? 0 : (uint16_t)(1u << at / 8);
 }
 
 bool flags_pass(struct translation *t, struct tsite *site, uint32_t number)
@@ -450,34 +636,46 @@ bool flags_pass(struct translation *t, struct tsite *site, uint32_t number)
         if (t->places & TPLACE_SAVED)
                 return true;
         site->recipe = *r;
-        site->passes_by = (uint16_t)(1u << (r->a / 8) | (r->b == NO_REGISTER ? 0 : 1u << (r->b / 8)));
+        site->passes_by = mask_of(r->a) | mask_of(r->b);
         name_site(t, number);
         return true;
 }
 
-static void keep_operand(struct translation *t, unsigned n, uint8_t at)
+/* As the slots have them, so that registers may change. */
+void flags_to_slot(struct translation *t)
 {
-        asm_store(t->a, 8, asm_gs(offsetof(struct x86_cpu, jit.recipe) + n * 8), guest_load(t, at / 8, TREG_SCRATCH));
-}
+        struct tflags_recipe *r = &t->recipe;
+        struct tsite *site;
+        uint32_t number;
 
-void flags_describe(struct translation *t, struct tsite *site, uint32_t number)
-{
-        if (t->places & TPLACE_SAVED)
-                return;
-        if (!(t->places & TPLACE_RECIPE) || number >> (32 - TFLAGS_SITE)) {
+        if (t->places & TPLACE_RECIPE && !(t->places & TPLACE_SAVED)) {
+                unsigned reg;
+
+                if (!is_slot(r->a)) {
+                        reg = load_a(t, r, false);
+                        asm_store(t->a, 8, recipe_slot(0), reg);
+                        r->a = TRECIPE_SLOT * 8;
+                        r->delta = 0;
+                }
+                if (r->b != NO_REGISTER && !is_slot(r->b)) {
+                        reg = guest_load(t, r->b / 8, TREG_SCRATCH);
+                        asm_store(t->a, 8, recipe_slot(1), reg);
+                        r->b = (TRECIPE_SLOT + 1) * 8;
+                }
+                site = translate_site(t, TSITE_FLAGS, NULL, &number);
+                if (number >> (32 - TFLAGS_SITE) == 0) {
+                        site->recipe = *r;
+                        name_site(t, number);
+                        flags_from_elsewhere(t);
+                        return;
+                }
                 flags_to_host(t);
+        }
+        if (!(t->places & TPLACE_SAVED)) {
                 t->places = TPLACE_HOST;
                 flags_keep(t);
-                return;
         }
-        site->recipe = t->recipe;
-        site->by_value = true;
-        keep_operand(t, 0, t->recipe.a);
-        if (t->recipe.b != NO_REGISTER)
-                keep_operand(t, 1, t->recipe.b);
-        name_site(t, number);
-        t->places |= TPLACE_SAVED;
-        t->described = true;
+        t->places = TPLACE_SAVED;
 }
 
 /* ---- after a fault ---- */
@@ -515,11 +713,37 @@ static uint64_t difference_flags(uint64_t a, uint64_t b, unsigned bits)
         return result_flags(r, bits) | carry_flags((~a & b) | ((~a | b) & r), bits);
 }
 
+static uint64_t shift_flags(enum trecipe_op op, uint64_t a, unsigned count, unsigned bits)
+{
+        uint64_t before, result, carry, top = a >> (bits - 1) & 1, overflow = top;
+
+        if (op == TRECIPE_SHL) {
+                before = a << (count - 1);
+                result = before << 1;
+                carry = before >> (bits - 1) & 1;
+                overflow ^= a >> (bits - 2) & 1;
+        } else {
+                a <<= 64 - bits;
+                before = op == TRECIPE_SAR ? (uint64_t)((int64_t)a >> (64 - bits)) : a >> (64 - bits);
+                before = op == TRECIPE_SAR ? (uint64_t)((int64_t)before >> (count - 1)) : before >> (count - 1);
+                result = op == TRECIPE_SAR ? (uint64_t)((int64_t)before >> 1) : before >> 1;
+                carry = before & 1;
+                if (op == TRECIPE_SAR)
+                        overflow = 0;
+        }
+        return result_flags(result, bits) | (carry ? X86_FLAG_CF : 0) | (overflow ? X86_FLAG_OF : 0);
+}
+
+static uint64_t operand_value(const struct x86_cpu *cpu, uint8_t at)
+{
+        return is_slot(at) ? cpu->jit.flags_of[at / 8 - TRECIPE_SLOT] : cpu->s.gpr[at / 8];
+}
+
 uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site)
 {
         const struct tflags_recipe *r = &site->recipe;
-        uint64_t a = (site->by_value ? cpu->jit.recipe[0] : cpu->s.gpr[r->a / 8]) + (uint64_t)(int64_t)r->delta;
-        uint64_t b = r->b == NO_REGISTER ? (uint64_t)(int64_t)r->imm : site->by_value ? cpu->jit.recipe[1] : cpu->s.gpr[r->b / 8];
+        uint64_t a = operand_value(cpu, r->a) + (uint64_t)(int64_t)r->delta;
+        uint64_t b = r->b == NO_REGISTER ? (uint64_t)(int64_t)r->imm : operand_value(cpu, r->b);
         unsigned bits = r->size_bytes * 8u;
 
         switch (r->op) {
@@ -528,6 +752,10 @@ uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site
         case TRECIPE_LOGIC: return result_flags(a, bits);
         case TRECIPE_SUB: return difference_flags(a + b, b, bits);
         case TRECIPE_ADD: return sum_flags(a - b, b, bits);
+        case TRECIPE_DOUBLE: return sum_flags(a, a, bits);
+        case TRECIPE_SHL:
+        case TRECIPE_SHR:
+        case TRECIPE_SAR: return shift_flags(r->op, a, (unsigned)b, bits);
         default: return difference_flags(0, -a, bits);
         }
 }

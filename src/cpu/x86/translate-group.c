@@ -162,7 +162,7 @@ static void find_group(struct translation *t, unsigned first)
                         s.last = n;
                 else if (!i->keeps_address)
                         break;
-                if (i->ends || !follow_origin(&s, i))
+                if (i->ends || i->hands_on || !follow_origin(&s, i))
                         break;
         }
         if (s.members < 2)
@@ -200,6 +200,11 @@ static void rejoin(struct translation *t, struct tgroup *group)
 {
         unsigned want = group->places_after;
 
+        /* Operands go to the same slots here and there, or to none: what comes behind relies on it. */
+        if (group->needed_after && want == TPLACE_RECIPE &&
+            (!(t->places & TPLACE_RECIPE) || memcmp(&t->recipe, &group->recipe_after, sizeof(t->recipe))))
+                t->failed = true;
+
         if (!group->needed_after)
                 want = 0;
         if (want & (TPLACE_HOST | TPLACE_SAVED) & ~t->places)
@@ -218,11 +223,13 @@ void groups_emit_tails(struct translation *t)
                         continue;
                 asm_bind(t->a, &group->tail);
                 t->places = group->places;
-                t->described = group->described;
                 t->recipe = group->recipe;
+                t->real = group->real;
                 t->tlb_mode = group->tlb_mode;
-                for (unsigned n = group->first; n <= group->last && !t->a->full && !t->failed; n++)
+                for (unsigned n = group->first; n <= group->last && !t->a->full && !t->failed; n++) {
+                        t->slotted = false;
                         t->insn[n].emit(t, &t->insn[n]);
+                }
                 if (!t->insn[group->last].ends)
                         rejoin(t, group);
         }

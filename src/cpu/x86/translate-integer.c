@@ -16,6 +16,7 @@ static void emit_lea(struct translation *t, struct tinsn *i)
         const struct insn *insn = &i->insn;
         unsigned guest = insn->reg[0] / 8, to = treg_of(guest), base = ASM_NONE, index = ASM_NONE;
 
+        flags_before(t, i);
         if (flags_wanted(t, i))
                 flags_to_host(t);
         if (insn->base != GPR_ZERO * 8)

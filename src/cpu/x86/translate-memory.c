@@ -173,8 +173,8 @@ static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, in
                 flags_keep(t);
                 t->places &= ~(unsigned)TPLACE_HOST;
                 group->places = t->places;
-                group->described = t->described;
                 group->recipe = t->recipe;
+                group->real = t->real;
                 group->tlb_mode = t->tlb_mode;
                 group->emitted = true;
                 base = address_part(t, (uint8_t)(group->base * 8), TREG_ADDRESS);
@@ -231,5 +231,5 @@ struct asm_mem memory_fold(struct translation *t)
 
 void memory_done(struct translation *t, struct tsite *site)
 {
-        site->next = translate_here(t);
+        site->next = t->slotted ? 0 : translate_here(t);
 }

@@ -395,6 +395,22 @@ static void store_scratch(struct translation *t, const struct plan *p)
                         guest_store(t, p->field[n].guest, p->field[n].host);
 }
 
+/* A comparison with memory, and the like: its operand is loaded first, so that it is still known when the flags are wanted. */
+static void memory_to_register(struct translation *t, const struct tinsn *i, struct plan *p)
+{
+        unsigned slot;
+
+        if (p->size_bytes != i->insn.opsize || !flags_want_operand(t, i, &slot))
+                return;
+        if (p->size_bytes >= 4)
+                asm_load(t->a, p->size_bytes, TREG_SCRATCH, p->insn.mem);
+        else
+                asm_rm(t->a, 4, ASM_0F | (p->size_bytes == 1 ? 0xb6 : 0xb7), TREG_SCRATCH, p->insn.mem);
+        asm_store(t->a, 8, flags_operand_slot(slot), TREG_SCRATCH);
+        p->insn.memory = false;
+        p->insn.rm = TREG_SCRATCH;
+}
+
 void emit_rewritten(struct translation *t, struct tinsn *i)
 {
         const uint8_t *bytes = t->source->bytes + (i->insn.start - (t->source->gpa & (GUEST_PAGE_SIZE - 1)));
@@ -410,11 +426,16 @@ void emit_rewritten(struct translation *t, struct tinsn *i)
                 site = memory_look_up(t, i, plan.size_bytes, plan.write);
         if (plan.memory && locked && plan.size_bytes > 1)
                 aligned = memory_want_aligned(t, i, plan.size_bytes);
+        flags_before(t, i);
         wanted = flags_wanted(t, i) && !(t->places & TPLACE_HOST);
         if (plan.memory)
                 plan.insn.mem = plan.fold || wanted ? memory_fold(t) : memory_operand(t);
         if (wanted)
                 flags_to_host(t);
+        if (plan.memory && !locked && scratch_free(&plan) & 1u << TREG_SCRATCH)
+                memory_to_register(t, i, &plan);
+        else if (!plan.memory)
+                flags_keep_operand(t, i);
         load_scratch(t, &plan);
         if (i->faults) {
                 struct tsite *fault = translate_site(t, TSITE_FAULT, i, &number);

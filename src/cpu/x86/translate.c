@@ -1,10 +1,9 @@
 /*
  * One guest block to host code; see translate.h for the passes and docs/translator.md for what comes out.
  *
- *      host        lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
- *                  call FLAGS, or a jump to fast, or neither: enum tentry
- *      direct      nop; the flags saved, when only faults want them                 for direct branches
- *      fast        the block
+ *      host + 0    jmp                                                              for services: flags in the host's
+ *      host + 16   lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
+ *      host + 32   the block                                                       for direct branches: flags in jit.flags
  *                  the tails of its groups
  *                  once more, when it ends with a branch to its own start: emit_loop_head()
  *                  its stubs
@@ -79,6 +78,18 @@ void translate_stub_here(struct translation *t, uint32_t number, enum tthunk thu
         asm_mov_imm(t->a, TREG_SCRATCH, number);
         asm_byte(t->a, 0xe9);
         asm_u32(t->a, translator_thunk(t->tr, thunk) - (translate_here(t) + 4));
+}
+
+struct tlate *translate_late(struct translation *t, enum tlate_kind kind, uint32_t number)
+{
+        struct tlate *late = &t->late[t->lates];
+
+        if (t->lates + 1 < ARRAY_SIZE(t->late))
+                t->lates++;
+        else
+                t->failed = true;
+        *late = (struct tlate){ .kind = (uint8_t)kind, .number = number, .places = t->places, .real = t->real, .recipe = t->recipe };
+        return late;
 }
 
 static void emit_stubs(struct translation *t)
@@ -165,7 +176,7 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
 
         memset(i, 0, offsetof(struct tinsn, operand));
         i->emit = NULL;
-        i->site = i->ends = i->faults = i->miss_to_handler = i->keeps_address = false;
+        i->hands_on = i->site = i->ends = i->faults = i->miss_to_handler = i->keeps_address = false;
         i->x87 = TX87_NO;
         i->x87_check = i->x87_in = false;
         i->x87_op = i->x87_store = 0;
@@ -173,6 +184,7 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
         i->group = NULL;
         i->copy = NULL;
         i->followed = may_follow;
+        i->goes_on = may_follow && !translator_lock_step(t->tr) && !(t->source->key & TKEY_CROSSING);
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
                              i->operand) < 0)
                 return false;
@@ -193,10 +205,15 @@ static int lift(struct translation *t)
                         t->crosses = true;
                         break;
                 }
+                if (t->calls && i->x87 != TX87_NO) { /* whether the state is in the host's x87 unit then, who knows */
+                        t->count--;
+                        break;
+                }
                 end = MAX(end, (uint32_t)i->insn.end);
                 at = i->insn.end;
                 if (i->ends || t->source->key & TKEY_CROSSING)
                         break;
+                t->calls |= i->hands_on;
                 if (i->z.mnemonic == ZYDIS_MNEMONIC_JMP)
                         at = (uint32_t)i->insn.imm;
         }
@@ -223,7 +240,7 @@ static void find_needed(struct translation *t)
 
                 if (i->ends)
                         needed = 0;
-                i->needed_after = needed;
+                i->needed_after = i->hands_on ? TFLAGS_ALL : needed;
                 needed = (uint16_t)((needed & ~i->writes) | i->reads);
                 if (leaves(t, i) || i->x87_check)
                         needed = TFLAGS_ALL;
@@ -233,30 +250,40 @@ static void find_needed(struct translation *t)
 
 /* ---- emission ---- */
 
-static void emit_entry(struct translation *t)
+/* The first instruction of each entry may become a call. */
+static void emit_entry(struct translation *t, struct asm_label *with_host)
 {
         int32_t offset = (int32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
-        bool saved = t->block->entry == TENTRY_FAULTS || t->block->entry == TENTRY_THROUGH;
-        struct asm_label fast = { 0 };
 
-        /* LEA with 32 bits of displacement whatever it is: it may become a call. */
+        asm_byte(t->a, 0xe9); /* not asm_jmp(), which may put something before it */
+        asm_rel32(t->a, with_host);
+        asm_align(t->a, 16, 0);
+        assert(t->a->full || t->a->used == TBLOCK_JUMP);
+        /* LEA with 32 bits of displacement whatever it is: 7 bytes, and 9. */
         asm_bytes(t->a, "\x48\x8d\x8d", 3);
         asm_u32(t->a, (uint32_t)-offset);
         asm_store(t->a, 8, guest_slot(GPR_BLOCK), TREG_SCRATCH);
+        t->block->fast = t->block->with_host = translate_here(t);
+        flags_from_elsewhere(t);
         if (t->block->entry == TENTRY_HOST)
-                flags_from_description(t);
-        else if (saved)
-                asm_jmp_short(t->a, &fast);
-        asm_align(t->a, 8, 0);
-        t->block->direct = translate_here(t);
-        asm_bytes(t->a, "\x0f\x1f\x44\x00\x00", 5);
-        if (saved) {
-                flags_keep(t);
-                t->places = TPLACE_SAVED;
-                t->described = true;
+                flags_to_host(t);
+        if (t->block->entry != TENTRY_FAULTS) {
+                asm_bind(t->a, with_host);
+                t->block->with_host = translate_here(t);
+                t->places = TPLACE_HOST;
         }
-        asm_bind(t->a, &fast);
-        t->block->fast = translate_here(t);
+}
+
+/* For those who come with the flags in the host's. */
+static void emit_entry_with_host(struct translation *t, struct asm_label *with_host)
+{
+        if (t->block->entry != TENTRY_FAULTS)
+                return;
+        asm_bind(t->a, with_host);
+        t->block->with_host = translate_here(t);
+        t->places = TPLACE_HOST;
+        flags_keep(t);
+        asm_jmp_to(t->a, t->a->address + t->block->fast - t->block->host);
 }
 
 static void emit_end(struct translation *t)
@@ -280,6 +307,7 @@ static void emit_end(struct translation *t)
 static void group_ends(struct translation *t, struct tinsn *last)
 {
         last->group->places_after = t->places;
+        last->group->recipe_after = t->recipe;
         last->group->needed_after = last->needed_after;
         asm_bind(t->a, &last->group->back);
 }
@@ -330,6 +358,7 @@ static void emit_insns(struct translation *t)
                         x87_check(t, i);
                 x87_store(t, i->x87_store);
                 start = t->a->used;
+                t->slotted = false;
                 i->emit(t, i);
                 if (fuses(t, i))
                         fit_pair(t->a, start);
@@ -350,7 +379,6 @@ static void emit_loop(struct translation *t)
         }
         t->in_tail = false;
         t->in_loop = true;
-        t->described = false;
         t->tlb_mode = t->source->key >> 28;
         find_needed(t);
         emit_loop_head(t);
@@ -359,11 +387,14 @@ static void emit_loop(struct translation *t)
 
 static int emit(struct translation *t)
 {
-        t->places = TPLACE_HOST;
-        emit_entry(t);
+        struct asm_label with_host = { 0 };
+
+        emit_entry(t, &with_host);
         emit_insns(t);
         if (t->loops)
                 emit_loop(t);
+        emit_entry_with_host(t, &with_host);
+        emit_lates(t);
         emit_stubs(t);
         if (t->a->full || t->failed)
                 return -ENOSPC;
@@ -385,11 +416,12 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->source = source;
         t->tlb_mode = source->key >> 28 & 7;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-        t->failed = t->crosses = t->in_tail = t->member = t->described = false;
+        t->failed = t->crosses = t->in_tail = t->member = false;
         t->groups = 0;
         t->loops = t->in_loop = false;
         t->loop = (struct asm_label){ 0 };
-        t->count = t->stubs = 0;
+        t->count = t->stubs = t->lates = 0;
+        t->real = t->calls = t->has_made = false;
         t->recipe = (struct tflags_recipe){ 0 };
         r = lift(t);
         if (r == 0) {

@@ -37,12 +37,14 @@ struct tinsn {
         bool faults;         /* the host's instruction may raise a signal: TSITE_FAULT */
         bool miss_to_handler; /* something comes before the page fault, as #GP for an operand that is not aligned */
         bool followed;       /* a direct jump forward in the page may be followed */
+        bool goes_on;        /* a call need not end the block */
         uint8_t x87;         /* enum tx87: it needs the x87 state in the host's x87 unit; counts: FOP and FIP are its own behind it */
         bool x87_check;      /* before it that is made so */
         bool x87_in;         /* that is so, and what comes behind it relies on it */
         uint32_t x87_op;     /* what its sites have */
         uint32_t x87_store;  /* to be stored before it; 0: nothing */
         bool keeps_address;  /* no access, and its code leaves RBP alone */
+        bool hands_on;       /* a branch that takes the flags along in jit.flags */
         uint8_t access;      /* enum taccess: what a group may take; CALL and RET too */
         int32_t moved;       /* in a group: how far its registers have moved since its first instruction */
         struct tgroup *group;
@@ -61,9 +63,9 @@ struct tgroup {
         unsigned tlb_mode;         /* STAC and CLAC behind it change the block's */
         struct asm_label tail, back;
         unsigned places, places_after;
-        bool described;
+        bool real;
         uint16_t needed_after;
-        struct tflags_recipe recipe;
+        struct tflags_recipe recipe, recipe_after;
 };
 
 struct tstub {
@@ -73,6 +75,21 @@ struct tstub {
         enum tthunk thunk;
         bool chain;          /* at->next is where the stub is */
 };
+
+/*
+ * What is emitted behind the block: a call's way to a target that it is not linked to, or that is not in the jump cache; the way to the code
+ * that makes flags, and back; such code.
+ */
+enum tlate_kind { TLATE_CALL, TLATE_CALL_MISS, TLATE_FLAGS, TLATE_MAKER };
+struct tlate {
+        uint8_t kind;        /* enum tlate_kind */
+        bool real, backward;
+        struct asm_label from, back;
+        uint32_t number, target;
+        unsigned places;
+        struct tflags_recipe recipe;
+};
+#define TRANSLATE_LATES_MAX 256
 
 struct translation {
         struct translator *tr;
@@ -84,9 +101,12 @@ struct translation {
         bool fast_pext;
         bool failed;         /* out of sites, insns or stubs */
         unsigned places;     /* enum tplace */
-        bool described;      /* TPLACE_SAVED: jit.flags may name a recipe */
-        struct tflags_recipe recipe;
-        unsigned count, stubs;
+        bool real;           /* TPLACE_SAVED: as LAHF and SETO made them, not by a recipe of who knows what block */
+        struct tflags_recipe recipe, made;
+        bool slotted;        /* the instruction that is emitted stored something for a recipe: not when its handler does it */
+        bool has_made;       /* made is what the instruction that is emitted leaves behind */
+        unsigned count, stubs, lates;
+        bool calls;          /* a call is among them, behind which the block goes on */
         bool crosses;        /* the instruction at end_target goes on in the next page */
         uint32_t x87_last;   /* to be stored where execution runs off the end */
         unsigned groups;
@@ -103,6 +123,7 @@ struct translation {
         struct tinsn insn[TRANSLATE_INSNS_MAX];
         struct tgroup group[TRANSLATE_INSNS_MAX / 2];
         struct tstub stub[TRANSLATE_STUBS_MAX];
+        struct tlate late[TRANSLATE_LATES_MAX];
 };
 
 #define TFLAGS_ALL ((uint16_t)X86_FLAGS_STATUS)
@@ -117,6 +138,8 @@ void translate_stub_here(struct translation *t, uint32_t number, enum tthunk thu
 /* The cache offset of the next byte. */
 uint32_t translate_here(const struct translation *t);
 void emit_handler(struct translation *t, struct tinsn *i);
+/* With the flags as they are now. */
+struct tlate *translate_late(struct translation *t, enum tlate_kind kind, uint32_t number);
 
 /* ---- translate-flags.c ---- */
 
@@ -130,21 +153,25 @@ void flags_to_host(struct translation *t);
 bool flags_wanted(const struct translation *t, const struct tinsn *i);
 /* After an instruction emitted natively (with the host's flags changed as the guest's), or one that leaves the host's flags alone. */
 void flags_after(struct translation *t, const struct tinsn *i);
+/* Before i, once its look-up is done and before it changes anything: what a recipe needs later and i destroys. Takes no register. */
+void flags_before(struct translation *t, const struct tinsn *i);
+/* What makes a recipe for the flags that i leaves behind, where its registers are not enough. */
+void flags_keep_operand(struct translation *t, const struct tinsn *i);
+bool flags_want_operand(struct translation *t, const struct tinsn *i, unsigned *slot);
+struct asm_mem flags_operand_slot(unsigned slot);
+/* The flags are to be in jit.flags, in some form, and the host's are free then. RCX must be free. */
+void flags_to_slot(struct translation *t);
+/* They are there, from elsewhere. */
+void flags_from_elsewhere(struct translation *t);
+/* Code that makes the flags of a site, for whoever finds it named in jit.flags; and the way to such code. */
+void flags_emit_maker(struct translation *t, const struct tlate *late);
+void flags_emit_call(struct translation *t, struct tlate *late);
 /* A handler has run: all flags are everywhere. */
 void flags_after_handler(struct translation *t);
 /* Decides block->entry, once it is known what needs flags. */
 void flags_plan_entry(struct translation *t);
 /* Whether whoever goes on may take the flags from jit.flags, with a store of site's number there or without: recipe registers are by. */
 bool flags_pass(struct translation *t, struct tsite *site, uint32_t number);
-/*
- * Makes jit.flags say what the guest's flags are, through site (of that number) when it takes a recipe, whose registers may change then. The
- * host's are free behind it. RCX must be free.
- */
-void flags_describe(struct translation *t, struct tsite *site, uint32_t number);
-/* The host's flags, described, become the guest's. */
-void flags_from_description(struct translation *t);
-/* RSP is about to be pushed to behind a look-up, and flags_stack_moves() called then: without a recipe that this would lose. */
-void flags_before_push(struct translation *t);
 /*
  * For code that is not the instruction's own: the guest register is about to change, and nothing else; RSP is about to move by bytes.
  * RCX must be free.
@@ -222,5 +249,6 @@ fast_fn system_fast(const struct tinsn *i);
  * save them at its first access, and requests are looked for while the host's flags are free.
  */
 void emit_loop_head(struct translation *t);
+void emit_lates(struct translation *t);
 /* Out of the block to an offset in the page (or beside it); flags must be in the host's. */
 void emit_exit(struct translation *t, uint32_t target);

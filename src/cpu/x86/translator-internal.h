@@ -86,7 +86,6 @@ const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t site, uint64_t r
 const void *translator_serve_go(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t rbp);
-const void *translator_serve_flags(struct x86_cpu *cpu, uint64_t number, uint64_t rbp);
 const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 
 /* ---- translator-x87.c ---- */

@@ -26,20 +26,22 @@ static const struct tsite *site_at(const struct x86_cpu *cpu, uint64_t number)
 
 /* ---- flags ---- */
 
-/* As jit.flags describes them. */
-static uint64_t eflags_described(const struct x86_cpu *cpu)
+static uint64_t saved_eflags(const struct x86_cpu *cpu)
 {
-        if (cpu->jit.flags & TFLAGS_REAL)
-                return tflags_to_eflags((uint16_t)cpu->jit.flags);
-        return translator_flags_at(cpu, site_at(cpu, cpu->jit.flags >> TFLAGS_SITE));
+        if (!(cpu->jit.flags & TFLAGS_REAL))
+                return translator_flags_at(cpu, site_at(cpu, cpu->jit.flags >> TFLAGS_SITE));
+        return tflags_to_eflags((uint16_t)cpu->jit.flags);
 }
 
 static uint64_t eflags_at(const struct x86_cpu *cpu, const struct tsite *site)
 {
         switch (site->flags) {
-        case TFLAGS_HOST: return tflags_to_eflags(cpu->jit.host_flags);
-        case TFLAGS_SAVED: return eflags_described(cpu);
-        default: return translator_flags_at(cpu, site);
+        case TFLAGS_HOST:
+                return tflags_to_eflags(cpu->jit.host_flags);
+        case TFLAGS_SAVED:
+                return saved_eflags(cpu);
+        default:
+                return translator_flags_at(cpu, site);
         }
 }
 
@@ -112,7 +114,7 @@ static const void *enter_direct(struct x86_cpu *cpu, const struct tblock *block,
 {
         cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
         cpu->jit.site = 0;
-        return code_cache_rx(cpu->translator->cache, block->direct);
+        return code_cache_rx(cpu->translator->cache, block->host);
 }
 
 /* The jump caches are for the mode as it is. */
@@ -138,9 +140,9 @@ static const void *enter_known(struct x86_cpu *cpu, uint64_t rip)
 
         if (jump->rip != rip || !x86_canonical(rip))
                 return NULL;
-        cpu->jit.target = rip;
+        cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
         cpu->jit.site = 0;
-        return (const void *)(uintptr_t)jump->host;
+        return (const void *)(uintptr_t)(jump->host - TBLOCK_JUMP);
 }
 
 /* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises. */
@@ -158,7 +160,7 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
         gpa = mmu_fetch(cpu, rip, &host);
         block = translator_lookup(cpu->translator, gpa, key);
         if (block)
-                tjump_set(cpu, rip, code_cache_rx(cpu->translator->cache, block->host));
+                tjump_set(cpu, rip, code_cache_rx(cpu->translator->cache, block->host + TBLOCK_JUMP));
         else if ((rip & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - INSN_LENGTH_MAX) /* each time anew: not for the jump cache */
                 block = translator_find_crossing(cpu, rip);
         return block;
@@ -327,7 +329,7 @@ const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_
                         translator_vectors_out(cpu);
                         translator_link(tr, site, to);
                         cpu->jit.flags = cpu->jit.host_flags;
-                        return code_cache_rx(tr->cache, to->direct);
+                        return code_cache_rx(tr->cache, to->host);
                 }
         }
         flags_in(cpu, site);
@@ -407,7 +409,22 @@ const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t number, uint64_t 
         return code_cache_rx(cpu->translator->cache, site->retry);
 }
 
-/* A dead block was entered: host is the address behind the call that its entry has become. */
+/* A place in a block that its host address names, where a host RET comes back to. */
+static bool is_return(const struct translator *tr, const struct tblock *block, uint32_t at)
+{
+        for (uint32_t i = 0; i < block->sites; i++) {
+                const struct tsite *site = &tr->site[block->site_first + i];
+
+                if (site->kind == TSITE_RETURN && site->patch == at)
+                        return true;
+        }
+        return false;
+}
+
+/*
+ * A dead block was entered, or a call returned into it: host is the address behind the call that its entry, or the place behind the
+ * host's CALL, has become.
+ */
 const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t rbp)
 {
         struct translator *tr = cpu->translator;
@@ -420,25 +437,18 @@ const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t 
         if (!block)
                 __builtin_trap();
         cpu->jit.flags_pending = false;
-        flags_set_status(cpu, at == block->host ? eflags_described(cpu) : tflags_to_eflags(cpu->jit.host_flags));
-        if (at == block->host)
-                at_rip(cpu, rbp);
-        else
+        if (at == block->host) {
+                flags_set_status(cpu, tflags_to_eflags(cpu->jit.host_flags));
                 at_rip(cpu, cpu->s.gpr[GPR_BLOCK] | (block->gpa & (GUEST_PAGE_SIZE - 1)));
-        if (cpu->tlb_mode != TLB_CHECKED) /* what it names may be this block */
-                jump_at(cpu, cpu->s.rip)->rip = tjump_empty_rip(tjump_index(cpu->s.rip));
+        } else {
+                flags_set_status(cpu, saved_eflags(cpu));
+                at_rip(cpu, rbp);
+                if (is_return(tr, block, at))
+                        cpu->jit.rsp += 8; /* the guest's return address */
+        }
+        if (cpu->tlb_mode != TLB_CHECKED)
+                jump_at(cpu, cpu->s.rip)->rip = tjump_empty_rip(tjump_index(cpu->s.rip)); /* what it names may be this block */
         return go_on(cpu, false);
-}
-
-/* Called by a block that wants its flags in the host's, and jit.flags names a recipe. The return address is on the shadow stack. */
-const void *translator_serve_flags(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
-{
-        const void *back = *(const void **)cpu->jit.rsp;
-
-        cpu->jit.rsp += sizeof(back);
-        cpu->jit.target = rbp;
-        cpu->jit.host_flags = cpu->jit.flags = tflags_of_eflags(eflags_described(cpu));
-        return back;
 }
 
 /* ---- entering ---- */

@@ -148,7 +148,6 @@ static void make_resume(struct translator *tr, struct x86_asm *a, struct asm_lab
         asm_load(a, 8, ASM_RSP, asm_gs(CPU_AT(jit.rsp)));
         move_registers(a, false);
         asm_load(a, 8, ASM_RAX, asm_gs(GPR_AT(X86_RAX)));
-        asm_load(a, 8, TREG_ADDRESS, asm_gs(CPU_AT(jit.target)));
         with_gs(a, (const uint8_t[]){ 0xff }, 1, 4, CPU_AT(jit.resume)); /* jmp gs:[…] */
         asm_bind(a, &vectors);
         load_vectors(tr, a);
@@ -182,30 +181,11 @@ static void make_served(struct x86_asm *a, struct asm_label *served, struct asm_
 
 typedef const void *(*service_fn)(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 
-/* The flags that jit.flags has as LAHF and SETO have left them, into the host's; on to the label when they are a recipe. */
-static void make_flags(struct x86_asm *a, struct asm_label *recipe)
-{
-        asm_mov(a, 8, TREG_SCRATCH, ASM_RAX);
-        asm_load(a, 4, ASM_RAX, asm_gs(CPU_AT(jit.flags)));
-        asm_byte(a, 0xa9); /* test eax, … */
-        asm_u32(a, TFLAGS_REAL);
-        asm_jcc(a, ASM_Z, recipe);
-        EMIT(a, "\x04\x7f\x9e"); /* add al, 0x7f; sahf */
-        asm_mov(a, 8, ASM_RAX, TREG_SCRATCH);
-        asm_byte(a, 0xc3);
-        asm_bind(a, recipe);
-        asm_mov(a, 8, ASM_RAX, TREG_SCRATCH);
-}
-
 static void make_thunk(struct translator *tr, struct x86_asm *a, enum tthunk thunk, service_fn service, struct asm_label *served)
 {
-        struct asm_label recipe = { 0 };
-
         tr->thunk[thunk] = (uint32_t)a->used;
         if (thunk == TTHUNK_STALE)
                 asm_byte(a, 0x59); /* pop rcx: the call that a dead block's entry has become */
-        if (thunk == TTHUNK_FLAGS)
-                make_flags(a, &recipe);
         asm_store(a, 8, asm_gs(GPR_AT(X86_RAX)), ASM_RAX);
         EMIT(a, "\x9f\x0f\x90\xc0"); /* lahf; seto al */
         asm_byte(a, 0x65);           /* mov gs:[host_flags], ax */
@@ -223,6 +203,22 @@ static void make_thunk(struct translator *tr, struct x86_asm *a, enum tthunk thu
         asm_align(a, 16, 0);
 }
 
+/* Called when jit.flags names a site: to the code that makes its flags. RCX is free. */
+static void make_flags(struct translator *tr, struct x86_asm *a)
+{
+        tr->thunk[TTHUNK_FLAGS] = (uint32_t)a->used;
+        asm_load(a, 4, ASM_RCX, asm_gs(CPU_AT(jit.flags)));
+        asm_rr(a, 4, 0xc1, 5, ASM_RCX); /* shr */
+        asm_byte(a, TFLAGS_SITE);
+        asm_rr(a, 8, 0x69, ASM_RCX, ASM_RCX); /* imul */
+        asm_u32(a, sizeof(struct tsite));
+        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.sites)));
+        asm_load(a, 4, ASM_RCX, asm_at(ASM_RCX, offsetof(struct tsite, retry)));
+        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.code)));
+        EMIT(a, "\xff\xe1"); /* jmp rcx */
+        asm_align(a, 16, 0);
+}
+
 int translator_make_thunks(struct translator *tr, struct err *err)
 {
         static const struct {
@@ -233,7 +229,6 @@ int translator_make_thunks(struct translator *tr, struct err *err)
                 { TTHUNK_CHAIN, translator_serve_chain },   { TTHUNK_JUMP, translator_serve_jump },
                 { TTHUNK_GO, translator_serve_go },         { TTHUNK_LEAVE, translator_serve_leave },
                 { TTHUNK_STALE, translator_serve_stale },   { TTHUNK_X87, translator_serve_x87 },
-                { TTHUNK_FLAGS, translator_serve_flags },
         };
         struct asm_label resume = { 0 }, served = { 0 };
         struct x86_asm a = { .size = THUNKS_BYTES };
@@ -249,6 +244,7 @@ int translator_make_thunks(struct translator *tr, struct err *err)
         make_vectors_save(tr, &a);
         for (size_t i = 0; i < ARRAY_SIZE(thunks); i++)
                 make_thunk(tr, &a, thunks[i].thunk, thunks[i].service, &served);
+        make_flags(tr, &a);
         if (a.full)
                 return err_set(err, -ENOSPC, "the fixed code has more than %u bytes", THUNKS_BYTES);
         for (unsigned i = 0; i < TTHUNKS; i++)

@@ -213,6 +213,8 @@ int translator_cpu_new(struct x86_cpu *cpu, struct err *err)
                 ((uint64_t *)jit->shadow_base)[i] = nowhere;
         jit->rsp = jit->shadow_base;
         jit->self = cpu;
+        jit->sites = cpu->translator->site;
+        jit->code = (uintptr_t)code_cache_rx(cpu->translator->cache, 0);
         jit->host_mxcsr = 0x1f80;
         jit->vectors_out = 1;
         jit->x87_out = 1;
@@ -294,10 +296,10 @@ static void store_rel32(struct translator *tr, uint32_t at, uint32_t target)
 /* Where the site may enter the block; 0: nowhere. */
 static uint32_t entry_for(const struct tsite *site, const struct tblock *to)
 {
-        if ((to->entry == TENTRY_FAULTS || to->entry == TENTRY_THROUGH) && site->passes && !(site->passes_by & to->fast_changes))
+        if (to->entry == TENTRY_FAULTS && site->passes && !(site->passes_by & to->fast_changes))
                 return to->fast;
         if (!site->not_host)
-                return to->direct;
+                return to->with_host;
         return to->entry == TENTRY_DEAD ? to->fast : 0;
 }
 
@@ -330,12 +332,25 @@ static void unlink_incoming(struct translator *tr, struct tblock *block)
         block->incoming = 0;
 }
 
+/* call STALE in place of the first instruction there. */
+static void patch_entry(struct translator *tr, uint32_t at)
+{
+        uint64_t *place = (uint64_t *)code_cache_rw(tr->cache, at), bytes = __atomic_load_n(place, __ATOMIC_RELAXED);
+
+        bytes &= ~UINT64_C(0xffffffffff);
+        bytes |= 0xe8 | (uint64_t)(uint32_t)(tr->thunk[TTHUNK_STALE] - (at + 5)) << 8;
+        __atomic_store_n(place, bytes, __ATOMIC_RELEASE);
+}
+
+/* And where calls of the block return to. */
 static void unlink_outgoing(struct translator *tr, struct tblock *block)
 {
         for (uint32_t i = 0; i < block->sites; i++) {
                 uint32_t number = block->site_first + i;
                 struct tsite *site = &tr->site[number];
 
+                if (site->kind == TSITE_RETURN)
+                        patch_entry(tr, site->patch);
                 if (!site->linked)
                         continue;
                 for (uint32_t *at = &site->linked->incoming; *at; at = &tr->site[*at].incoming)
@@ -345,16 +360,6 @@ static void unlink_outgoing(struct translator *tr, struct tblock *block)
                         }
                 site->linked = NULL;
         }
-}
-
-/* call STALE in place of the first instruction there. */
-static void patch_entry(struct translator *tr, uint32_t at)
-{
-        uint64_t *place = (uint64_t *)code_cache_rw(tr->cache, at), bytes = __atomic_load_n(place, __ATOMIC_RELAXED);
-
-        bytes &= ~UINT64_C(0xffffffffff);
-        bytes |= 0xe8 | (uint64_t)(uint32_t)(tr->thunk[TTHUNK_STALE] - (at + 5)) << 8;
-        __atomic_store_n(place, bytes, __ATOMIC_RELEASE);
 }
 
 static void block_kill(struct translator *tr, struct tblock *block)
@@ -367,7 +372,7 @@ static void block_kill(struct translator *tr, struct tblock *block)
         unlink_incoming(tr, block);
         unlink_outgoing(tr, block);
         patch_entry(tr, block->host);
-        patch_entry(tr, block->direct);
+        patch_entry(tr, block->host + TBLOCK_JUMP);
         atomic_fetch_add_explicit(&tr->stats.killed, 1, memory_order_relaxed);
 }
 

@@ -40,6 +40,8 @@ enum tsite_kind {
         TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
         TSITE_LEAVE,   /* the instruction at `target` goes on in the next page: its own block, or out to the run loop */
+        TSITE_FLAGS,   /* no stub: what jit.flags names, see retry */
+        TSITE_RETURN,  /* no stub: where a host RET comes back to within a block is patch, which becomes a jump to STALE when the block dies */
         TSITE_X87,     /* the x87 state is to be in the host's x87 unit; insn has not begun; on at retry, or the run loop interprets it */
 };
 
@@ -50,7 +52,7 @@ enum tflags { TFLAGS_HOST, TFLAGS_SAVED, TFLAGS_RECIPE };
 struct tflags_recipe {
         uint8_t op;         /* enum trecipe_op of translate-flags.c */
         uint8_t size_bytes; /* 1, 2, 4, 8 */
-        uint8_t a, b;       /* byte offsets into s.gpr[] as in struct insn; 0xff: none (imm is b) */
+        uint8_t a, b;       /* byte offsets into s.gpr[] as in struct insn, or TRECIPE_SLOT * 8 and on; 0xff: none (imm is b) */
         int32_t imm;
         int32_t delta;      /* to be added to a's register */
 };
@@ -70,7 +72,6 @@ struct tsite {
          * flags are not they. instead: the site to be linked rather than this one, when it can be; 0: none.
          */
         bool passes, not_host;
-        bool by_value;       /* whoever finds the site named in jit.flags takes the recipe's registers from jit.recipe */
         uint16_t passes_by;
         uint32_t instead;
         bool x87;            /* code at retry and next wants the x87 state in the host's x87 unit */
@@ -78,7 +79,7 @@ struct tsite {
         fast_fn fast;        /* TSITE_HANDLER: tried before insn's own handler; NULL: none */
         struct tflags_recipe recipe;
         int32_t target;      /* guest offset in the page */
-        uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY */
+        uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY; what jit.flags may name: makes the flags, and RET */
         /*
          * TSITE_MEMORY, TSITE_HANDLER: host code behind the instruction, entered with the host's flags made from cpu->lazy; 0: none, the
          * run loop finds it. TSITE_CHAIN: the stub, what the rel32 leads to while it is not linked.
@@ -96,10 +97,10 @@ struct tsite {
 };
 
 /*
- * The flags that a block is entered with: of no use; of use only to faults and the like, which take them from jit.flags; to these and to
- * whatever comes behind the block; wanted in the host's flags.
+ * The flags that a block is entered with: of no use; of use only to faults and the like, and to whoever comes after the block, which take
+ * them from jit.flags; wanted in the host's flags.
  */
-enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_THROUGH, TENTRY_HOST };
+enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_HOST };
 
 /* In jit.flags: LAHF sets the bit always. */
 #define TFLAGS_REAL 0x200u
@@ -120,15 +121,15 @@ struct tblock {
         uint32_t key;             /* translation_key() */
         uint16_t size_bytes;      /* guest; ends in another page only with TKEY_CROSSING */
         uint16_t insns;
-        uint32_t host, direct;    /* (r) entries, offsets in the code cache, see below */
+        uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, see TBLOCK_JUMP */
         uint32_t host_end;
         /*
-         * What becomes of the flags at the entry; unless TENTRY_HOST: an entry for who has them in jit.flags, or for which a jump to STALE
-         * would come with the wrong ones; and registers that change before they are dead.
+         * What becomes of the flags at the entry; entries for links: for who has them in the host's flags, and for who has them in
+         * jit.flags; and registers that change before they are dead.
          */
         uint8_t entry;            /* enum tentry */
         uint16_t fast_changes;
-        uint32_t fast;
+        uint32_t with_host, fast;
         uint32_t site_first, sites;
         uint32_t incoming;        /* first site that is linked to this block; 0: none */
         bool dead;                /* (r) */
@@ -138,10 +139,11 @@ struct tblock {
 };
 
 /*
- * A block has two entries, each of which begins with 5 bytes at a multiple of 8 that may become a call: at host, for the jump cache: the
- * linear address is in RBP, GPR_BLOCK is set from it, and the guest's flags are what jit.flags says; at direct, for direct branches and
- * translator_enter(): GPR_BLOCK is right already, and the flags are the host's.
+ * A block has two entries that may be known beyond its life, each of which begins with 5 bytes that may become a jump: at host, for
+ * translator_enter() and services: GPR_BLOCK is right, the flags are the host's (and in jit.flags as well); at host + TBLOCK_JUMP, for the
+ * jump cache: the linear address is in RBP, GPR_BLOCK is set from it, the flags are in jit.flags. Links go to others, see above.
  */
+#define TBLOCK_JUMP 16
 
 /* What translate_block() is given: a copy of the guest's bytes from gpa to the end of its page at most (TKEY_CROSSING: of one instruction). */
 struct tsource {
@@ -190,7 +192,10 @@ struct tsite *translator_site_at(struct translator *tr, uint32_t number);
 insn_fn translator_end(void); /* of an end mark */
 struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
 
-/* The status flags of EFLAGS that site's recipe makes, from the guest's registers or jit.recipe (translate-flags.c). */
+/* As registers in a recipe: jit.flags_of[0] and [1]. */
+#define TRECIPE_SLOT 24
+
+/* The status flags of EFLAGS before site whose flags are a TFLAGS_RECIPE, from the guest's registers (translate-flags.c). */
 uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site);
 
 /* In jit.x87_op beside FOP, whose 11 bits are the lowest: the place of the instruction's offset in its page. */

@@ -105,6 +105,9 @@ int complex_add(struct x86_cpu *cpu, struct err *err)
                 c->cpu[cpu->index] = cpu;
         if (!r)
                 c->cpus++;
+        for (unsigned i = 0; i < COMPLEX_CPUS_MAX && c->cpus > 1; i++)
+                if (c->cpu[i])
+                        c->cpu[i]->has_others = true; /* all are added before the first one runs */
         pthread_mutex_unlock(&c->lock);
         return r;
 }

@@ -144,6 +144,7 @@ struct x86_cpu {
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */
         bool step_trap;             /* EFLAGS.TF was set before it */
         uint32_t pauses;            /* PAUSE instructions: one of X86_PAUSES_YIELD gives way to other threads of the host */
+        bool has_others;            /* the machine has more processors than this one */
         bool alone;                 /* between complex_exclusive_begin() and _end() */
         _Atomic uint32_t in_guest;  /* complex.c: may hold translations in use */
         unsigned index;

@@ -631,7 +631,9 @@ void tlb_fill(struct x86_cpu *cpu, uint64_t linear, unsigned mode, const struct 
                 return;
         writers_add(cpu, t->gpa);
         __atomic_store_n(&set->write_tag[index], page, __ATOMIC_RELEASE);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        /* Costly behind many stores that missed the caches; nobody looks when there is one processor. */
+        if (cpu->has_others)
+                __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (atomic_load_explicit(guest_region_code(region, t->gpa), memory_order_relaxed) & GUEST_CODE_PRESENT)
                 entry_drop_write(set, index);
 }

@@ -81,6 +81,14 @@ struct x86_jit {
 
 #define X86_PAUSES_YIELD 256u /* emit_pause() compares a byte */
 
+/* What CPUID said; leaf 0 subleaf 0 with CR4 ~0, which no guest has, in those that are empty. */
+struct cpuid_known {
+        uint32_t leaf, subleaf;
+        uint64_t cr4, xcr0;
+        uint32_t reg[4];
+};
+#define CPUID_KNOWN 32u
+
 struct x86_fault {
         uint8_t vector;
         bool has_error;
@@ -143,6 +151,7 @@ struct x86_cpu {
         struct x86_fault fault;     /* what x86_raise() was called with */
         uint64_t step_dr6;          /* debug conditions met by the instruction that runs under MODE_STEP */
         bool step_trap;             /* EFLAGS.TF was set before it */
+        struct cpuid_known cpuid[CPUID_KNOWN]; /* by leaf and subleaf */
         uint32_t pauses;            /* PAUSE instructions: one of X86_PAUSES_YIELD gives way to other threads of the host */
         bool has_others;            /* the machine has more processors than this one */
         bool alone;                 /* between complex_exclusive_begin() and _end() */
@@ -163,6 +172,11 @@ struct x86_cpu {
         /* The window's own: cpu->space in C code. Nothing is behind it. */
         struct x86_space own __attribute__((aligned(4096)));
 };
+
+static inline struct cpuid_known *cpuid_known_at(struct x86_cpu *cpu, uint32_t leaf, uint32_t subleaf)
+{
+        return &cpu->cpuid[(leaf ^ leaf >> 27 ^ subleaf * 5) % CPUID_KNOWN];
+}
 
 /* From one window to the next. */
 #define X86_WINDOW_BYTES sizeof(struct x86_cpu)

@@ -46,6 +46,8 @@ int x86_cpu_new(struct x86_complex *complex, unsigned index, const struct x86_mo
         cpu->model = model;
         cpu->platform = platform;
         cpu->ctx = ctx;
+        for (unsigned n = 0; n < CPUID_KNOWN; n++)
+                cpu->cpuid[n].cr4 = UINT64_MAX;
         cpu->jit.tlb_mask = (uint64_t)(TLB_ENTRIES - 1) << GUEST_PAGE_SHIFT;
         r = complex_add(cpu, err);
         if (r < 0) {

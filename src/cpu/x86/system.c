@@ -63,9 +63,12 @@ static const struct insn *op_hlt(struct x86_cpu *cpu, const struct insn *i)
 
 static const struct insn *op_cpuid(struct x86_cpu *cpu, const struct insn *i)
 {
-        uint32_t reg[4];
+        uint32_t reg[4], leaf = (uint32_t)cpu->s.gpr[X86_RAX], subleaf = (uint32_t)cpu->s.gpr[X86_RCX];
 
-        x86_model_cpuid(cpu->model, cpu->index, cpu->s.cr4, cpu->s.xcr0, (uint32_t)cpu->s.gpr[X86_RAX], (uint32_t)cpu->s.gpr[X86_RCX], reg);
+        x86_model_cpuid(cpu->model, cpu->index, cpu->s.cr4, cpu->s.xcr0, leaf, subleaf, reg);
+        *cpuid_known_at(cpu, leaf, subleaf) = (struct cpuid_known){
+                .leaf = leaf, .subleaf = subleaf, .cr4 = cpu->s.cr4, .xcr0 = cpu->s.xcr0, .reg = { reg[0], reg[1], reg[2], reg[3] },
+        };
         cpu->s.gpr[X86_RAX] = reg[0];
         cpu->s.gpr[X86_RBX] = reg[1];
         cpu->s.gpr[X86_RCX] = reg[2];

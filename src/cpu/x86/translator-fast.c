@@ -500,7 +500,35 @@ static enum fast_result fast_stos(struct x86_cpu *cpu, const struct insn *i)
         return FAST_NEXT;
 }
 
+/* ---- CPUID ---- */
+
+/* What the handler found last for this leaf; nothing but CR4 and XCR0 changes it. */
+static enum fast_result fast_cpuid(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint32_t leaf = (uint32_t)cpu->s.gpr[X86_RAX], subleaf = (uint32_t)cpu->s.gpr[X86_RCX];
+        const struct cpuid_known *known = cpuid_known_at(cpu, leaf, subleaf);
+
+        if (known->leaf != leaf || known->subleaf != subleaf || known->cr4 != cpu->s.cr4 || known->xcr0 != cpu->s.xcr0)
+                return FAST_NO;
+        cpu->s.gpr[X86_RAX] = known->reg[0];
+        cpu->s.gpr[X86_RBX] = known->reg[1];
+        cpu->s.gpr[X86_RCX] = known->reg[2];
+        cpu->s.gpr[X86_RDX] = known->reg[3];
+        return FAST_NEXT;
+}
+
 /* ---- which ---- */
+
+/* SDM vol. 2 "CPUID", leaf 0DH. */
+static bool host_has_xsavec(void)
+{
+        unsigned a, b, c, d;
+
+        if (!__builtin_cpu_supports("avx"))
+                return false;
+        __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0xd), "c"(1));
+        return a >> 1 & 1;
+}
 
 fast_fn fast_segment_handler(void)
 {
@@ -523,6 +551,9 @@ fast_fn fast_handler(const struct insn *i)
         case ZYDIS_MNEMONIC_RDGSBASE: return fast_read_base;
         case ZYDIS_MNEMONIC_WRFSBASE:
         case ZYDIS_MNEMONIC_WRGSBASE: return fast_write_base;
+        case ZYDIS_MNEMONIC_CPUID: return fast_cpuid;
+        case ZYDIS_MNEMONIC_XSAVEC64: return host_has_xsavec() ? fast_xsavec : NULL;
+        case ZYDIS_MNEMONIC_XRSTOR64: return __builtin_cpu_supports("avx") ? fast_xrstor : NULL;
         case ZYDIS_MNEMONIC_PUSHFQ: return fast_pushfq;
         case ZYDIS_MNEMONIC_POPFQ: return fast_popfq;
         case ZYDIS_MNEMONIC_MOVSB:

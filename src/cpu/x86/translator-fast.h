@@ -20,3 +20,6 @@ fast_fn fast_handler(const struct insn *insn);
 /* MOV of a selector into a general register; BT, BTS, BTR, BTC on memory by a register. */
 fast_fn fast_segment_handler(void);
 fast_fn fast_bit_handler(const struct insn *insn, bool locked);
+/* translator-xstate.c */
+enum fast_result fast_xsavec(struct x86_cpu *cpu, const struct insn *insn);
+enum fast_result fast_xrstor(struct x86_cpu *cpu, const struct insn *insn);

@@ -57,6 +57,7 @@ struct x86_jit {
         bool flags_pending;         /* the flags before the instruction at site are not in cpu->lazy yet */
         bool interpret;             /* the run loop interprets the block at s.rip, translated or not */
         uint64_t tlb_mask;          /* the bits of a linear address that index the TLB */
+        uint64_t exec_mask;         /* and the exec TLB */
         uint64_t c_rsp;             /* where helpers run */
         uint64_t rsp;               /* the shadow stack while a service runs */
         uint64_t resume;            /* where a service goes on */
@@ -76,7 +77,7 @@ struct x86_jit {
         uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale, flushes;
         void *shadow_map, *signal_stack; /* mappings */
         size_t shadow_map_size;
-        struct tjump jump[2][TJUMP_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
+        struct tjump jump[2][TJUMP_KERNEL_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
 };
 
 #define X86_PAUSES_YIELD 256u /* emit_pause() compares a byte */
@@ -87,7 +88,7 @@ struct cpuid_known {
         uint64_t cr4, xcr0;
         uint32_t reg[4];
 };
-#define CPUID_KNOWN 32u
+#define CPUID_KNOWN 128u
 
 struct x86_fault {
         uint8_t vector;
@@ -175,7 +176,7 @@ struct x86_cpu {
 
 static inline struct cpuid_known *cpuid_known_at(struct x86_cpu *cpu, uint32_t leaf, uint32_t subleaf)
 {
-        return &cpu->cpuid[(leaf ^ leaf >> 27 ^ subleaf * 5) % CPUID_KNOWN];
+        return &cpu->cpuid[(leaf ^ leaf >> 26 ^ subleaf * 37) % CPUID_KNOWN];
 }
 
 /* From one window to the next. */

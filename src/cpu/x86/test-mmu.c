@@ -336,26 +336,26 @@ static void test_jump_caches(void **state)
         cpu->s.cr3 = PML4 | 1;
         x86_cpu_state_changed(cpu);
         set_cpl(m, 3);
-        jump = (const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(LINEAR + 0x123);
+        jump = (const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(TLB_USER, LINEAR + 0x123);
         assert_int_equal(FAULT_OF(m, mmu_fetch(cpu, LINEAR + 0x123, &host)), -1);
         tjump_set(cpu, LINEAR + 0x123, host);
         assert_int_equal(jump->rip, LINEAR + 0x123);
         x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
-        assert_int_equal(((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(LINEAR + 0x123))->rip, tjump_empty_rip(tjump_index(LINEAR + 0x123)));
+        assert_int_equal(((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(TLB_USER, LINEAR + 0x123))->rip, tjump_empty_rip(tjump_index(TLB_USER, LINEAR + 0x123)));
         x86_set_cr3(cpu, CR3_NOFLUSH | PML4 | 1);
         assert_int_equal(jump->rip, LINEAR + 0x123);
-        assert_ptr_equal((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(LINEAR + 0x123), jump);
+        assert_ptr_equal((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(TLB_USER, LINEAR + 0x123), jump);
         mmu_flush_page(cpu, LINEAR + 0x2000);
         assert_int_equal(jump->rip, LINEAR + 0x123);
         mmu_flush_page(cpu, LINEAR);
-        assert_int_equal(jump->rip, tjump_empty_rip(tjump_index(LINEAR + 0x123)));
+        assert_int_equal(jump->rip, tjump_empty_rip(tjump_index(TLB_USER, LINEAR + 0x123)));
         /* The exec TLB has forgotten the page, the jump cache not. */
         assert_int_equal(FAULT_OF(m, mmu_fetch(cpu, LINEAR + 0x123, &host)), -1);
         tjump_set(cpu, LINEAR + 0x123, host);
         test_poke64(m, PT + 8 * TLB_EXEC_ENTRIES, DATA | P | U);
         assert_int_equal(FAULT_OF(m, mmu_fetch(cpu, LINEAR + 0x1000 * TLB_EXEC_ENTRIES, &host)), -1);
         mmu_flush_page(cpu, LINEAR);
-        assert_int_equal(jump->rip, tjump_empty_rip(tjump_index(LINEAR + 0x123)));
+        assert_int_equal(jump->rip, tjump_empty_rip(tjump_index(TLB_USER, LINEAR + 0x123)));
 }
 
 static void protected_mode(struct test_machine *m, uint64_t cr3, uint64_t cr4)

@@ -258,10 +258,10 @@ void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t 
 
 /* ---- jump caches ---- */
 
-static void jumps_empty(struct tjump *jump, struct tjump_fills *fills)
+static void jumps_empty(struct tjump *jump, unsigned entries, struct tjump_fills *fills)
 {
         if (fills->count > TJUMP_FILLS) {
-                for (unsigned i = 0; i < TJUMP_ENTRIES; i++)
+                for (unsigned i = 0; i < entries; i++)
                         jump[i].rip = tjump_empty_rip(i);
         } else {
                 for (unsigned i = 0; i < fills->count; i++)
@@ -272,7 +272,7 @@ static void jumps_empty(struct tjump *jump, struct tjump_fills *fills)
 
 void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host)
 {
-        unsigned mode = cpu->tlb_mode, index = tjump_index(rip);
+        unsigned mode = cpu->tlb_mode, index = tjump_index(mode, rip);
         struct tjump_fills *fills = mode == TLB_USER ? &cpu->spaces[cpu->space_index].fills : &cpu->jump_fills[mode];
         struct tjump *jump = mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[mode];
 
@@ -292,7 +292,7 @@ static void space_forget_jumps(struct x86_cpu *cpu, unsigned n)
 {
         if (!cpu->spaces[n].ready)
                 return;
-        jumps_empty(space_at(cpu, n)->jump, &cpu->spaces[n].fills);
+        jumps_empty(space_at(cpu, n)->jump, TJUMP_ENTRIES, &cpu->spaces[n].fills);
         exec_forgot_jumps(&cpu->spaces[n].exec_used);
 }
 
@@ -306,7 +306,7 @@ void tjump_forget(struct x86_cpu *cpu, unsigned scope)
                 space_forget_jumps(cpu, cpu->space_index);
         if (scope & (TJUMPS_ALL | TJUMPS_SHARED)) {
                 for (unsigned i = 0; i < 2; i++)
-                        jumps_empty(cpu->jit.jump[i], &cpu->jump_fills[i]);
+                        jumps_empty(cpu->jit.jump[i], TJUMP_KERNEL_ENTRIES, &cpu->jump_fills[i]);
                 exec_forgot_jumps(&cpu->shared_exec_used);
         }
         cpu->jit.rsp = cpu->jit.shadow_base;
@@ -327,7 +327,7 @@ static void space_make_ready(struct x86_cpu *cpu, unsigned n)
         set_reset(&space->user);
         exec_reset(space->exec, &info->exec_used);
         info->fills.count = TJUMP_FILLS + 1;
-        jumps_empty(space->jump, &info->fills);
+        jumps_empty(space->jump, TJUMP_ENTRIES, &info->fills);
         info->ready = true;
 }
 

@@ -92,6 +92,8 @@ struct tlb_exec_used {
  */
 #define TJUMP_BITS 12
 #define TJUMP_ENTRIES (1u << TJUMP_BITS)
+#define TJUMP_KERNEL_BITS 14 /* there is one kernel, and it is large */
+#define TJUMP_KERNEL_ENTRIES (1u << TJUMP_KERNEL_BITS)
 #define TJUMP_HASH 0x9e3779b1u /* the upper bits of the product are the index, the next 4 bits the offset in the entry: see tjump_index() */
 struct tjump {
         uint64_t rip;
@@ -138,9 +140,14 @@ static inline unsigned tlb_index(uint64_t linear)
         return (unsigned)(linear >> 12) & (TLB_ENTRIES - 1);
 }
 
-static inline unsigned tjump_index(uint64_t linear)
+static inline unsigned tjump_bits(enum tlb_mode mode)
 {
-        return (uint32_t)linear * TJUMP_HASH >> (32 - TJUMP_BITS);
+        return mode == TLB_USER ? TJUMP_BITS : TJUMP_KERNEL_BITS;
+}
+
+static inline unsigned tjump_index(enum tlb_mode mode, uint64_t linear)
+{
+        return (uint32_t)linear * TJUMP_HASH >> (32 - tjump_bits(mode));
 }
 
 static inline unsigned tlb_exec_index(uint64_t linear)

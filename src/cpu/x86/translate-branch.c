@@ -183,8 +183,8 @@ static void probe(struct translation *t)
         asm_rr(t->a, 4, 0x69, TREG_SCRATCH, TREG_ADDRESS); /* imul ecx, ebp, … */
         asm_u32(t->a, TJUMP_HASH);
         asm_rr(t->a, 4, 0xc1, 5, TREG_SCRATCH);            /* shr */
-        asm_byte(t->a, 32 - TJUMP_BITS - 4);
-        asm_alu_imm(t->a, 4, 4, TREG_SCRATCH, (int32_t)((TJUMP_ENTRIES - 1) * sizeof(struct tjump)));
+        asm_byte(t->a, (uint8_t)(32 - tjump_bits(t->tlb_mode) - 4));
+        asm_alu_imm(t->a, 4, 4, TREG_SCRATCH, (int32_t)(((1u << tjump_bits(t->tlb_mode)) - 1) * sizeof(struct tjump)));
         asm_rm(t->a, 8, 0x3b, TREG_ADDRESS, cached(t, offsetof(struct tjump, rip)));
 }
 

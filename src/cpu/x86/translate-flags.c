@@ -587,7 +587,8 @@ void flags_plan_entry(struct translation *t)
 {
         uint16_t changed = 0;
 
-        t->block->entry = TENTRY_DEAD;
+        /* emit_second_page_check() is a site in front of all. */
+        t->block->entry = t->source->key & TKEY_CROSSING ? TENTRY_FAULTS : TENTRY_DEAD;
         t->block->fast_changes = 0;
         t->block->fast = 0;
         for (unsigned n = 0; n < t->count; n++) {

@@ -201,10 +201,8 @@ static int lift(struct translation *t)
         while (t->count < TRANSLATE_INSNS_MAX && at - first < t->source->size_bytes) {
                 const struct tinsn *i = &t->insn[t->count];
 
-                if (!lift_one(t, at, t->count + 1 < TRANSLATE_INSNS_MAX)) {
-                        t->crosses = true;
-                        break;
-                }
+                if (!lift_one(t, at, t->count + 1 < TRANSLATE_INSNS_MAX))
+                        break; /* it goes on in the next page */
                 if (t->calls && i->x87 != TX87_NO) { /* whether the state is in the host's x87 unit then, who knows */
                         t->count--;
                         break;
@@ -250,6 +248,54 @@ static void find_needed(struct translation *t)
 
 /* ---- emission ---- */
 
+/* On when RCX is 0, else to the stub. No flags change. */
+static void leave_unless_zero(struct translation *t, struct asm_label *stub)
+{
+        struct asm_label same = { 0 };
+
+        asm_jrcxz(t->a, &same);
+        asm_jmp(t->a, stub);
+        asm_bind(t->a, &same);
+}
+
+/*
+ * Whether the page behind this one is what the instruction was translated from: it is mapped, as the exec TLB knows, to the same
+ * physical page, and nothing was written to that.
+ */
+static void emit_second_page_check(struct translation *t)
+{
+        const struct tsecond *second = &t->source->second;
+        size_t table = t->source->key & MODE_USER ? offsetof(struct x86_cpu, own.exec) : offsetof(struct x86_cpu, shared_exec);
+        struct asm_mem index = asm_gs(offsetof(struct x86_cpu, jit.temp[0]));
+        struct asm_label *stub;
+        struct tsite *site;
+        uint32_t number;
+
+        _Static_assert(sizeof(struct tlb_exec_entry) == 32, "the index is scaled by 4 and 8");
+        site = translate_site(t, TSITE_LEAVE, NULL, &number);
+        site->target = (int32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
+        stub = translate_stub(t, site, number, TTHUNK_LEAVE);
+        asm_load(t->a, 8, TREG_ADDRESS, guest_slot(GPR_BLOCK));
+        asm_lea(t->a, TREG_ADDRESS, asm_at(TREG_ADDRESS, (int32_t)GUEST_PAGE_SIZE));
+        asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.exec_mask)));
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_SCRATCH, 1, 0));
+        asm_store(t->a, 8, index, TREG_SCRATCH);
+        asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, table + offsetof(struct tlb_exec_entry, tag)));
+        asm_rr(t->a, 8, 0xf7, 2, TREG_ADDRESS); /* not: tag + ~page + 1 is 0 when they are the same */
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 1));
+        leave_unless_zero(t, stub);
+        asm_load(t->a, 8, TREG_SCRATCH, index);
+        asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, table + offsetof(struct tlb_exec_entry, gpa)));
+        asm_mov_imm(t->a, TREG_ADDRESS, -second->gpa);
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0));
+        leave_unless_zero(t, stub);
+        asm_mov_imm(t->a, TREG_SCRATCH, (uintptr_t)second->code);
+        asm_load(t->a, 4, TREG_SCRATCH, asm_at(TREG_SCRATCH, 0));
+        asm_mov_imm(t->a, TREG_ADDRESS, -(uint64_t)second->generation);
+        asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0));
+        leave_unless_zero(t, stub);
+}
 /* The first instruction of each entry may become a call. */
 static void emit_entry(struct translation *t, struct asm_label *with_host)
 {
@@ -272,6 +318,8 @@ static void emit_entry(struct translation *t, struct asm_label *with_host)
                 t->block->with_host = translate_here(t);
                 t->places = TPLACE_HOST;
         }
+        if (t->source->key & TKEY_CROSSING) /* all entries come by here */
+                emit_second_page_check(t);
 }
 
 /* For those who come with the flags in the host's. */
@@ -288,20 +336,10 @@ static void emit_entry_with_host(struct translation *t, struct asm_label *with_h
 
 static void emit_end(struct translation *t)
 {
-        uint32_t number;
-        struct tsite *site;
-
         if (t->insn[t->count - 1].ends)
                 return;
         x87_store(t, t->x87_last);
-        if (!t->crosses) {
-                emit_exit(t, t->end_target);
-                return;
-        }
-        flags_to_host(t);
-        site = translate_site(t, TSITE_LEAVE, NULL, &number);
-        site->target = (int32_t)t->end_target;
-        translate_stub_here(t, number, TTHUNK_LEAVE);
+        emit_exit(t, t->end_target);
 }
 
 static void group_ends(struct translation *t, struct tinsn *last)
@@ -416,7 +454,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->source = source;
         t->tlb_mode = source->key >> 28 & 7;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-        t->failed = t->crosses = t->in_tail = t->member = false;
+        t->failed = t->in_tail = t->member = false;
         t->groups = 0;
         t->loops = t->in_loop = false;
         t->loop = (struct asm_label){ 0 };

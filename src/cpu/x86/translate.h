@@ -107,7 +107,6 @@ struct translation {
         bool has_made;       /* made is what the instruction that is emitted leaves behind */
         unsigned count, stubs, lates;
         bool calls;          /* a call is among them, behind which the block goes on */
-        bool crosses;        /* the instruction at end_target goes on in the next page */
         uint32_t x87_last;   /* to be stored where execution runs off the end */
         unsigned groups;
         bool in_tail;

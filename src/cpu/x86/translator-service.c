@@ -130,7 +130,7 @@ static void check_jump_key(struct x86_cpu *cpu)
 
 static struct tjump *jump_at(struct x86_cpu *cpu, uint64_t rip)
 {
-        return (cpu->tlb_mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[cpu->tlb_mode]) + tjump_index(rip);
+        return (cpu->tlb_mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[cpu->tlb_mode]) + tjump_index(cpu->tlb_mode, rip);
 }
 
 /* What the jump cache has for rip: code to go on with, or NULL. */
@@ -143,6 +143,16 @@ static const void *enter_known(struct x86_cpu *cpu, uint64_t rip)
         cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
         cpu->jit.site = 0;
         return (const void *)(uintptr_t)(jump->host - TBLOCK_JUMP);
+}
+
+/* The block at gpa, be it one instruction that goes on in the next page. */
+static struct tblock *lookup_any(const struct translator *tr, uint64_t gpa, uint32_t key)
+{
+        struct tblock *block = translator_lookup(tr, gpa, key);
+
+        if (!block && (gpa & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - INSN_LENGTH_MAX)
+                block = translator_lookup(tr, gpa, key | TKEY_CROSSING);
+        return block;
 }
 
 /* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises. */
@@ -158,11 +168,9 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
         if (!mmu_fetch_cached(cpu, rip))
                 translator_vectors_out(cpu);
         gpa = mmu_fetch(cpu, rip, &host);
-        block = translator_lookup(cpu->translator, gpa, key);
+        block = lookup_any(cpu->translator, gpa, key);
         if (block)
                 tjump_set(cpu, rip, code_cache_rx(cpu->translator->cache, block->host + TBLOCK_JUMP));
-        else if ((rip & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - INSN_LENGTH_MAX) /* each time anew: not for the jump cache */
-                block = translator_find_crossing(cpu, rip);
         return block;
 }
 
@@ -324,7 +332,7 @@ const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_
 
         cpu->jit.chains++;
         if (!(site->target >> GUEST_PAGE_SHIFT) && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE)) {
-                to = translator_lookup(tr, TPAGE_BASE(site->block->gpa) | (uint64_t)site->target, translation_key(cpu));
+                to = lookup_any(tr, TPAGE_BASE(site->block->gpa) | (uint64_t)site->target, translation_key(cpu));
                 if (to && !tr->lock_step) {
                         translator_vectors_out(cpu);
                         translator_link(tr, site, to);
@@ -365,34 +373,32 @@ const void *translator_serve_go(struct x86_cpu *cpu, uint64_t number, uint64_t r
 }
 
 /*
- * An instruction that cannot be part of a block, most often because it goes on in the next page: interpreted here, with what the interpreter
- * chains to it, so that the way back is short. The shadow stack stays when calls and returns were even.
+ * An instruction on two pages whose second page is not as it was: translated anew, or interpreted here, with what the interpreter chains to it,
+ * so that the way back is short. The shadow stack stays when calls and returns were even.
  */
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
         const struct tsite *site = site_at(cpu, number);
-        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target);
-        uint64_t sp = cpu->s.gpr[X86_RSP];
+        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)site->target, sp = cpu->s.gpr[X86_RSP];
         uint32_t key = translation_key(cpu);
-        const struct tblock *block = NULL;
+        const struct tblock *block;
 
-        begin(cpu, number);
-        if (!site->insn)
-                block = translator_find_crossing(cpu, rip);
-        if (!site->insn && !block) {
+        cpu->jit.left++;
+        flags_in(cpu, site);
+        at_rip(cpu, rip);
+        if (run_loop_wanted(cpu)) {
+                cpu->jit.interpret = true;
+                return out(cpu);
+        }
+        block = translator_find_crossing(cpu, rip);
+        if (!block) {
                 translator_vectors_out(cpu);
                 block = translator_make_crossing(cpu, rip);
         }
         if (block) {
-                cpu->jit.flags = cpu->jit.host_flags;
+                flags_out(cpu);
                 return enter_direct(cpu, block, rip);
         }
-        cpu->jit.left++;
-        if (run_loop_wanted(cpu))
-                return interpret_at(cpu, site, rip);
-        flags_in(cpu, site);
-        at_rip(cpu, rip);
-        translator_vectors_out(cpu);
         cpu->request_mask = x86_request_mask(cpu);
         block_run(cpu);
         return go_on(cpu, translation_key(cpu) != key || cpu->s.gpr[X86_RSP] != sp);
@@ -447,7 +453,7 @@ const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t 
                         cpu->jit.rsp += 8; /* the guest's return address */
         }
         if (cpu->tlb_mode != TLB_CHECKED)
-                jump_at(cpu, cpu->s.rip)->rip = tjump_empty_rip(tjump_index(cpu->s.rip)); /* what it names may be this block */
+                jump_at(cpu, cpu->s.rip)->rip = tjump_empty_rip(tjump_index(cpu->tlb_mode, cpu->s.rip)); /* what it names may be this block */
         return go_on(cpu, false);
 }
 

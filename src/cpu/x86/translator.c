@@ -219,6 +219,7 @@ int translator_cpu_new(struct x86_cpu *cpu, struct err *err)
         jit->vectors_out = 1;
         jit->x87_out = 1;
         jit->tlb_mask = (uint64_t)(TLB_ENTRIES - 1) << GUEST_PAGE_SHIFT;
+        jit->exec_mask = (uint64_t)(TLB_EXEC_ENTRIES - 1) << GUEST_PAGE_SHIFT;
         atomic_init(&jit->go, 1);
         return 0;
 }

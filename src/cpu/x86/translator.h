@@ -39,7 +39,7 @@ enum tsite_kind {
         TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP; insn is the branch, already done (RSP changed, pushed) */
         TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
-        TSITE_LEAVE,   /* the instruction at `target` goes on in the next page: its own block, or out to the run loop */
+        TSITE_LEAVE,   /* TKEY_CROSSING: the second page is not as it was; translated anew, or interpreted */
         TSITE_FLAGS,   /* no stub: what jit.flags names, see retry */
         TSITE_RETURN,  /* no stub: where a host RET comes back to within a block is patch, which becomes a jump to STALE when the block dies */
         TSITE_X87,     /* the x87 state is to be in the host's x87 unit; insn has not begun; on at retry, or the run loop interprets it */
@@ -106,7 +106,7 @@ enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_HOST };
 #define TFLAGS_REAL 0x200u
 #define TFLAGS_SITE 10
 
-/* Where an instruction with TKEY_CROSSING goes on. Who enters its block looks whether that is still so. */
+/* Where an instruction with TKEY_CROSSING goes on. Its block begins with a look whether that is still so. */
 struct tsecond {
         uint64_t gpa; /* of the page */
         const _Atomic uint32_t *code;

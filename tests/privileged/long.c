@@ -693,6 +693,43 @@ static void check_code(void)
         check_eq("code rewritten through an alias", got, 0x33);
 }
 
+/* System instructions in a loop that gets hot: their results, and the flags, also when a register that made them changes. */
+static void check_hot(void)
+{
+        uint64_t tsc = 0, wrong = 0;
+
+        WRITE_CR(4, READ_CR(4) | 1ull << 16);
+        wrmsr(0xc0000103, 0x1234);
+        for (uint64_t n = 0; n < 3000; n++) {
+                uint64_t low, high, aux, base = n << 12 | (n & 1 ? 0xffff800000000000ull : 0), got, segment, code;
+                uint8_t below, equal;
+
+                __asm__ volatile("movq %4, %%rax\n cmpq $1500, %%rax\n rdtsc\n setb %2\n setz %3"
+                                 : "=&a"(low), "=&d"(high), "=&q"(below), "=&q"(equal) : "r"(n) : "cc");
+                wrong += below != (n < 1500) || equal != (n == 1500) || low >> 32 || high >> 32 || (high << 32 | low) <= tsc;
+                tsc = high << 32 | low;
+                __asm__ volatile("movq %5, %%rcx\n subq $2000, %%rcx\n rdtscp\n setb %3\n setz %4"
+                                 : "=&a"(low), "=&d"(high), "=&c"(aux), "=&q"(below), "=&q"(equal) : "r"(n) : "cc");
+                wrong += below != (n < 2000) || equal != (n == 2000) || aux != 0x1234 || (high << 32 | low) <= tsc;
+                tsc = high << 32 | low;
+                __asm__ volatile("movq %3, %%r10\n cmpq $700, %%r10\n wrfsbase %4\n rdfsbase %%r10\n setb %1\n setz %2\n movq %%r10, %0"
+                                 : "=&r"(got), "=&q"(below), "=&q"(equal) : "r"(n), "r"(base) : "r10", "cc");
+                wrong += below != (n < 700) || equal != (n == 700) || got != base;
+                __asm__ volatile("wrgsbase %k1\n rdgsbase %0" : "=&r"(got) : "r"(base));
+                wrong += got != (uint32_t)base;
+                __asm__ volatile("movq $-1, %0\n cmpq $0, %0\n movl %%ss, %k0\n setz %2\n movq %%cs, %1" : "=&r"(segment), "=&r"(code), "=&q"(equal) : : "cc");
+                wrong += segment >> 16 || equal || code >> 16 || (code & 3);
+                TRY("wrfsbase %%rdi", "D"(n == 2999 ? 1ull << 63 : base));
+        }
+        check_eq("hot system instructions", wrong, 0);
+        CHECK_STRICT("WRFSBASE of an address that is not canonical", 13, 0);
+        wrmsr(0xc0000100, 0);
+        wrmsr(0xc0000101, 0);
+        WRITE_CR(4, READ_CR(4) & ~(1ull << 16));
+        TRY("rdfsbase %%rax", "D"(0));
+        CHECK_FAULT("RDFSBASE without CR4.FSGSBASE", 6, 0);
+}
+
 void main(void)
 {
         tcg = under_tcg();
@@ -707,5 +744,6 @@ void main(void)
         check_interrupts();
         check_double_fault();
         check_code();
+        check_hot();
         finish();
 }

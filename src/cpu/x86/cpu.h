@@ -33,6 +33,7 @@ enum x86_mode {
         MODE_OSFXSR = 1u << 11,
         MODE_OSXSAVE = 1u << 12,
         MODE_AVX = 1u << 13, /* XCR0 enables SSE and AVX state, and CR4.OSXSAVE is set */
+        MODE_FSGSBASE = 1u << 15, /* CR4.FSGSBASE */
         MODE_STEP = 1u << 14, /* EFLAGS.TF, or DR7 enables a breakpoint */
 };
 

@@ -37,6 +37,8 @@ static uint32_t control_bits(const struct x86_state *s)
                 key |= MODE_OSFXSR;
         if (s->cr4 & X86_CR4_OSXSAVE)
                 key |= MODE_OSXSAVE | ((s->xcr0 & 6) == 6 ? MODE_AVX : 0);
+        if (s->cr4 & X86_CR4_FSGSBASE)
+                key |= MODE_FSGSBASE;
         if (s->rflags & X86_FLAG_TF || s->dr[7] & 0xff)
                 key |= MODE_STEP;
         return key;

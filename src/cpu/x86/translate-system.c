@@ -1,5 +1,6 @@
 /*
- * System instructions whose usual case is a few host instructions: SWAPGS, CLI, STI, STAC, CLAC of the kernel, CLD, STD, PAUSE.
+ * System instructions whose usual case is a few host instructions: SWAPGS, CLI, STI, STAC, CLAC, RDTSC of the kernel, CLD, STD, PAUSE,
+ * selectors into registers, and the bases of FS and GS.
  *
  * STAC and CLAC choose another set of the TLB, which the rest of the block then uses; the key that a direct branch is looked
  * up by follows cpu->tlb_mode. Without CR4.SMAP (seen only when it runs) CLAC is left to its handler, and the block ends there.
@@ -136,6 +137,105 @@ static void emit_pause(struct translation *t, struct tinsn *i)
         site->next = translate_here(t); /* the flags are where they were, and wherever a handler leaves them */
 }
 
+/* ---- TSC, selectors, bases ---- */
+
+/* What i puts into a general register is in RCX; the flags stay. */
+static void put_result(struct translation *t, struct tinsn *i)
+{
+        guest_store(t, i->insn.reg[0] / 8, TREG_SCRATCH);
+        flags_after(t, i);
+}
+
+static void result_begins(struct translation *t, struct tinsn *i)
+{
+        flags_before(t, i);
+        if (flags_wanted(t, i))
+                flags_to_host(t);
+}
+
+static void emit_from_segment(struct translation *t, struct tinsn *i)
+{
+        size_t at = AT(s.seg) + i->insn.imm2 * sizeof(struct x86_segment) + offsetof(struct x86_segment, selector);
+
+        result_begins(t, i);
+        asm_rm(t->a, 4, ASM_0F | 0xb7, TREG_SCRATCH, asm_gs(at)); /* movzx */
+        put_result(t, i);
+}
+
+/* Supervisor's, which CR4.TSD does not keep from it. BMI2's shifts leave the flags alone. */
+static void emit_rdtsc(struct translation *t, struct tinsn *i)
+{
+        bool p = i->z.mnemonic == ZYDIS_MNEMONIC_RDTSCP;
+
+        if (translator_lock_step(t->tr)) {
+                emit_handler(t, i);
+                return;
+        }
+        result_begins(t, i);
+        asm_bytes(t->a, p ? "\x0f\x01\xf9" : "\x0f\x31", p ? 3 : 2);
+        asm_mov_imm(t->a, TREG_SCRATCH, 32);
+        asm_bytes(t->a, "\xc4\xe2\xf1\xf7\xd2", 5); /* shlx rdx, rdx, rcx */
+        asm_lea(t->a, ASM_RAX, asm_at_index(ASM_RAX, ASM_RDX, 1, 0));
+        asm_load(t->a, 8, ASM_RDX, asm_gs(AT(s.tsc_offset)));
+        asm_lea(t->a, ASM_RAX, asm_at_index(ASM_RAX, ASM_RDX, 1, 0));
+        asm_bytes(t->a, "\xc4\xe2\xf3\xf7\xd0", 5); /* shrx rdx, rax, rcx */
+        asm_mov(t->a, 4, ASM_RAX, ASM_RAX);
+        if (p)
+                asm_load(t->a, 4, treg_of(X86_RCX), asm_gs(AT(s.tsc_aux)));
+        flags_after(t, i);
+}
+
+static struct asm_mem base_slot(const struct tinsn *i)
+{
+        bool fs = i->z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE || i->z.mnemonic == ZYDIS_MNEMONIC_WRFSBASE;
+
+        return asm_gs(AT(s.seg) + (fs ? X86_FS : X86_GS) * sizeof(struct x86_segment) + offsetof(struct x86_segment, base));
+}
+
+static void emit_read_base(struct translation *t, struct tinsn *i)
+{
+        result_begins(t, i);
+        asm_load(t->a, i->insn.opsize, TREG_SCRATCH, base_slot(i));
+        put_result(t, i);
+}
+
+/* An address that is not canonical is the handler's: bits 47 to 63 are not all the same. */
+static void emit_write_base(struct translation *t, struct tinsn *i)
+{
+        struct asm_label upper = { 0 }, lower = { 0 };
+        struct tsite *site;
+        uint32_t number;
+        unsigned from = guest_load(t, i->insn.reg[0] / 8, TREG_ADDRESS);
+
+        asm_mov(t->a, i->insn.opsize, TREG_ADDRESS, from);
+        if (i->insn.opsize == 4) {
+                asm_store(t->a, 8, base_slot(i), TREG_ADDRESS);
+                return;
+        }
+        asm_mov_imm(t->a, TREG_SCRATCH, 47);
+        asm_bytes(t->a, "\xc4\xe2\xf2\xf7\xcd", 5); /* sarx rcx, rbp, rcx */
+        asm_jrcxz(t->a, &lower);
+        asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, 1));
+        asm_jrcxz(t->a, &upper);
+        site = translate_site(t, TSITE_HANDLER, i, &number);
+        translate_stub_here(t, number, TTHUNK_HANDLER);
+        asm_bind(t->a, &lower);
+        asm_bind(t->a, &upper);
+        asm_store(t->a, 8, base_slot(i), TREG_ADDRESS);
+        site->next = translate_here(t);
+}
+
+static bool is_register(const ZydisDecodedOperand *operand, ZydisRegisterClass class)
+{
+        return operand->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(operand->reg.value) == class;
+}
+
+/* A selector into a register of 32 or 64 bits, whose upper bits become 0. */
+static bool reads_segment(const struct tinsn *i)
+{
+        return is_register(&i->operand[1], ZYDIS_REGCLASS_SEGMENT) && i->operand[0].type == ZYDIS_OPERAND_TYPE_REGISTER && i->insn.opsize >= 4;
+}
+
 temit_fn system_translate(struct tinsn *i, uint32_t key)
 {
         bool kernel = !(key & MODE_USER);
@@ -151,17 +251,23 @@ temit_fn system_translate(struct tinsn *i, uint32_t key)
         case ZYDIS_MNEMONIC_PAUSE:
                 i->site = true;
                 return emit_pause;
+        case ZYDIS_MNEMONIC_MOV: return reads_segment(i) ? emit_from_segment : NULL;
+        case ZYDIS_MNEMONIC_RDTSC:
+        case ZYDIS_MNEMONIC_RDTSCP:
+                i->site = kernel; /* only for the lock step */
+                return kernel ? emit_rdtsc : NULL;
+        case ZYDIS_MNEMONIC_RDFSBASE:
+        case ZYDIS_MNEMONIC_RDGSBASE: return key & MODE_FSGSBASE ? emit_read_base : NULL;
+        case ZYDIS_MNEMONIC_WRFSBASE:
+        case ZYDIS_MNEMONIC_WRGSBASE:
+                i->site = key & MODE_FSGSBASE;
+                return key & MODE_FSGSBASE ? emit_write_base : NULL;
         case ZYDIS_MNEMONIC_STAC: return kernel ? emit_stac : NULL;
         case ZYDIS_MNEMONIC_CLAC:
                 i->site = kernel;
                 return kernel ? emit_clac : NULL;
         default: return NULL;
         }
-}
-
-static bool is_register(const ZydisDecodedOperand *operand, ZydisRegisterClass class)
-{
-        return operand->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(operand->reg.value) == class;
 }
 
 fast_fn system_fast(const struct tinsn *i)

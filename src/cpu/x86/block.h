@@ -43,7 +43,7 @@ struct x86_block {
 };
 
 /* Blocks are translated once they were entered so often, and those that cannot be are left alone. */
-#define BLOCK_HEAT 16u
+#define BLOCK_HEAT 8u
 #define BLOCK_HEAT_NEVER UINT32_MAX
 
 /* The heat of the block that was decoded at gpa for the mode as it is; NULL: there is none. */

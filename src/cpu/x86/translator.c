@@ -718,8 +718,12 @@ const struct tblock *translator_find(struct x86_cpu *cpu)
                 block = translator_find_crossing(cpu, rip);
         if (block || !host)
                 return block;
+        /*
+         * A user's code at first sight: there is so much of it in a compiler or a language runtime that decoding it for the interpreter first
+         * costs more than what runs once. The kernel's when it was seen some times, since most of what boots it runs once.
+         */
         heat = block_heat(cpu, gpa);
-        if (!heat || *heat)
+        if (heat ? *heat : !(cpu->mode_key & MODE_USER))
                 return NULL;
         block = translate_at(cpu, gpa, host, &error);
         if (!block && error == -ENOTSUP && may_cross(cpu->translator, rip))

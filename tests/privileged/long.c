@@ -719,6 +719,8 @@ static void check_hot(void)
                 wrong += got != (uint32_t)base;
                 __asm__ volatile("movq $-1, %0\n cmpq $0, %0\n movl %%ss, %k0\n setz %2\n movq %%cs, %1" : "=&r"(segment), "=&r"(code), "=&q"(equal) : : "cc");
                 wrong += segment >> 16 || equal || code >> 16 || (code & 3);
+                __asm__ volatile("movq %3, %%cr2\n cmpq $700, %2\n movq %%cr2, %0\n setb %1" : "=&r"(got), "=&q"(below) : "r"(n), "r"(base) : "cc");
+                wrong += below != (n < 700) || got != base;
                 TRY("wrfsbase %%rdi", "D"(n == 2999 ? 1ull << 63 : base));
         }
         check_eq("hot system instructions", wrong, 0);

@@ -307,6 +307,7 @@ void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_byt
  * tables that was not accessed before.
  */
 bool mmu_fill_fast(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
+int mmu_user_fault_fast(const struct x86_cpu *cpu, uint64_t linear, bool write);
 /*
  * Enters the translation for a data access into the TLB, or raises what the access would: whether tlb_find() has it now. Not when it
  * crosses a page, is not RAM, or writes a page with code.

@@ -17,6 +17,9 @@
 #define PTE_G (1ull << 8)
 #define PTE_NX (1ull << 63)
 
+/* Of the error code of #PF, SDM vol. 3A figure 4-12. */
+enum { ERROR_PRESENT = 1, ERROR_WRITE = 2, ERROR_USER = 4 };
+
 #define PHYSICAL_MASK ((1ull << X86_PHYSICAL_BITS) - 1)
 #define ADDRESS_MASK (PHYSICAL_MASK & ~0xfffull)
 
@@ -54,6 +57,33 @@ static bool fill(struct x86_cpu *cpu, uint64_t linear, uint64_t leaf, uint64_t a
                 return false;
         tlb_fill(cpu, linear, cpu->tlb_mode, &t, region);
         return true;
+}
+
+/*
+ * The error code of the page fault that a user's data access certainly raises, or -1 when the whole walk has to tell: an entry that was not
+ * accessed yet, odd bits, no RAM, or no fault at all.
+ */
+int mmu_user_fault_fast(const struct x86_cpu *cpu, uint64_t linear, bool write)
+{
+        uint64_t table = cpu->s.cr3 & ADDRESS_MASK, odd = odd_bits(cpu), all = PTE_W | PTE_U;
+        int error = ERROR_USER | (write ? ERROR_WRITE : 0);
+
+        for (unsigned level = 4;; level--) {
+                uint64_t at = table + (linear >> (12 + 9 * (level - 1)) & 511) * 8, entry;
+                const struct guest_region *region = guest_memory_find(cpu->mem, at);
+
+                if (!region)
+                        return -1;
+                entry = __atomic_load_n((const uint64_t *)(region->host + (at - region->gpa)), __ATOMIC_RELAXED);
+                if (!(entry & PTE_P))
+                        return error;
+                if (!(entry & PTE_A) || entry & odd || (level > 1 && entry & PTE_PS))
+                        return -1; /* large pages are seldom the ones that fault */
+                all &= entry;
+                if (level == 1)
+                        return !(all & PTE_U) || (write && !(all & PTE_W)) ? error | ERROR_PRESENT : -1;
+                table = entry & ADDRESS_MASK;
+        }
 }
 
 bool mmu_fill_fast(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)

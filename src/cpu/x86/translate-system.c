@@ -185,6 +185,14 @@ static void emit_rdtsc(struct translation *t, struct tinsn *i)
         flags_after(t, i);
 }
 
+static void emit_from_cr2(struct translation *t, struct tinsn *i)
+{
+        result_begins(t, i);
+        asm_load(t->a, 8, TREG_SCRATCH, asm_gs(AT(s.cr2)));
+        guest_store(t, (unsigned)ZydisRegisterGetId(i->operand[0].reg.value), TREG_SCRATCH);
+        flags_after(t, i);
+}
+
 static struct asm_mem base_slot(const struct tinsn *i)
 {
         bool fs = i->z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE || i->z.mnemonic == ZYDIS_MNEMONIC_WRFSBASE;
@@ -251,7 +259,12 @@ temit_fn system_translate(struct tinsn *i, uint32_t key)
         case ZYDIS_MNEMONIC_PAUSE:
                 i->site = true;
                 return emit_pause;
-        case ZYDIS_MNEMONIC_MOV: return reads_segment(i) ? emit_from_segment : NULL;
+        case ZYDIS_MNEMONIC_MOV:
+                if (kernel && i->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER && i->operand[1].reg.value == ZYDIS_REGISTER_CR2) {
+                        i->reads = i->writes = i->changes = 0; /* undefined, and left alone */
+                        return emit_from_cr2;
+                }
+                return reads_segment(i) ? emit_from_segment : NULL;
         case ZYDIS_MNEMONIC_RDTSC:
         case ZYDIS_MNEMONIC_RDTSCP:
                 i->site = kernel; /* only for the lock step */

@@ -187,6 +187,76 @@ static enum fast_result fast_iretq(struct x86_cpu *cpu, const struct insn *i)
         return FAST_LEFT;
 }
 
+/* ---- page faults ---- */
+
+enum { PUSHED_ERROR, PUSHED_RIP, PUSHED_CS, PUSHED_FLAGS, PUSHED_RSP, PUSHED_SS, PUSHED_SLOTS };
+#define GATE_BYTES 16u
+#define TSS_RSP0 4u
+
+static bool gate_plain(uint64_t low)
+{
+        unsigned ist = low >> 32 & 7;
+
+        return DESC_P(low) && !DESC_S(low) && (DESC_TYPE(low) == TYPE_INT32 || DESC_TYPE(low) == TYPE_TRAP32) && !ist;
+}
+
+bool fast_fault_prepare(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write, struct fast_fault *fault)
+{
+        const struct tlb_set *set = cpu->set[cpu->s.cr4 & X86_CR4_SMAP ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR];
+        const uint64_t *gate, *stack;
+        uint64_t low, high;
+        int error;
+
+        if (cpu->tlb_mode != TLB_USER || cpu->cpl != 3 || cpu->lock_step || !x86_canonical(linear) || (linear & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - size_bytes ||
+            cpu->s.idtr.limit < (X86_PF + 1) * GATE_BYTES - 1 || cpu->s.tr.limit < TSS_RSP0 + 7)
+                return false;
+        error = mmu_user_fault_fast(cpu, linear, write);
+        if (error < 0)
+                return false;
+        gate = tlb_find_in(set, cpu->s.idtr.base + X86_PF * GATE_BYTES, GATE_BYTES, false);
+        stack = tlb_find_in(set, cpu->s.tr.base + TSS_RSP0, 8, false);
+        if (!gate || !stack)
+                return false;
+        low = __atomic_load_n(&gate[0], __ATOMIC_RELAXED);
+        high = __atomic_load_n(&gate[1], __ATOMIC_RELAXED);
+        *fault = (struct fast_fault){
+                .linear = linear, .error = (uint32_t)error, .selector = (uint16_t)(low >> 16), .clears_if = DESC_TYPE(low) == TYPE_INT32,
+                .rip = (low & 0xffff) | (low >> 32 & 0xffff0000) | high << 32,
+        };
+        fault->code = descriptor_at(cpu, fault->selector);
+        __builtin_memcpy(&fault->rsp, stack, 8);
+        if (!gate_plain(low) || !good_code(fault->code, 0) || !x86_canonical(fault->rip) || !x86_canonical(fault->rsp))
+                return false;
+        fault->rsp = (fault->rsp & ~UINT64_C(15)) - PUSHED_SLOTS * 8;
+        fault->frame = tlb_find_in(set, fault->rsp, PUSHED_SLOTS * 8, true);
+        return fault->frame;
+}
+
+void fast_fault_deliver(struct x86_cpu *cpu, const struct fast_fault *fault)
+{
+        const uint64_t pushed[PUSHED_SLOTS] = {
+                [PUSHED_ERROR] = fault->error,
+                [PUSHED_RIP] = cpu->s.rip,
+                [PUSHED_CS] = cpu->s.seg[X86_CS].selector,
+                [PUSHED_FLAGS] = flags_get(cpu) | X86_FLAG_RF,
+                [PUSHED_RSP] = cpu->s.gpr[X86_RSP],
+                [PUSHED_SS] = cpu->s.seg[X86_SS].selector,
+        };
+
+        for (unsigned n = 0; n < PUSHED_SLOTS; n++)
+                __atomic_store_n(&fault->frame[n], pushed[n], __ATOMIC_RELAXED);
+        cpu->s.cr2 = fault->linear;
+        tlb_drop_faulted(cpu, fault->linear);
+        set_segment(&cpu->s.seg[X86_CS], fault->selector & 0xfffc, fault->code);
+        cpu->s.seg[X86_SS] = (struct x86_segment){ .access = X86_ACCESS_UNUSABLE };
+        cpu->s.gpr[X86_RSP] = fault->rsp;
+        cpu->s.rip = fault->rip;
+        cpu->s.rflags &= ~(uint64_t)(X86_FLAG_TF | X86_FLAG_NT | X86_FLAG_RF | X86_FLAG_VM | (fault->clears_if ? X86_FLAG_IF : 0));
+        cpu->s.interrupt_shadow = false;
+        cpu->step_trap = false;
+        set_cpl(cpu, 0);
+}
+
 /* ---- translations ---- */
 
 static enum fast_result fast_mov_to_cr(struct x86_cpu *cpu, const struct insn *i)

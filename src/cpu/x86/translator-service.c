@@ -304,12 +304,19 @@ const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64
 {
         const struct tsite *site = site_at(cpu, number);
         uint64_t linear = access_address(cpu, site);
+        struct fast_fault fault;
 
         begin(cpu, number);
         cpu->insn = site->insn;
         cpu->jit.tlb_misses++;
         if (mmu_fill_fast(cpu, linear, site->size_bytes, site->write))
                 return retry(cpu, site);
+        if (fast_fault_prepare(cpu, linear, site->size_bytes, site->write, &fault)) {
+                flags_in(cpu, site);
+                at_rip(cpu, insn_rip(cpu, site->insn->start));
+                fast_fault_deliver(cpu, &fault);
+                return go_on(cpu, true);
+        }
         translator_vectors_out(cpu);
         if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write))
                 return retry(cpu, site);

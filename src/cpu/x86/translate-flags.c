@@ -551,9 +551,14 @@ void flags_emit_call(struct translation *t, struct tlate *late)
 
 void flags_emit_maker(struct translation *t, const struct tlate *late)
 {
-        translator_site_at(t->tr, late->number)->retry = translate_here(t);
-        from_recipe(t);
-        asm_byte(t->a, 0xc3);
+        /* The two ways out of a conditional branch have the same. */
+        if (!t->maker || memcmp(&t->maker_of, &t->recipe, sizeof(t->recipe)) != 0) {
+                t->maker = translate_here(t);
+                t->maker_of = t->recipe;
+                from_recipe(t);
+                asm_byte(t->a, 0xc3);
+        }
+        translator_site_at(t->tr, late->number)->retry = t->maker;
 }
 
 void flags_to_host(struct translation *t)

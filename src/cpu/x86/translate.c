@@ -19,6 +19,9 @@
 /* The longest block that is worth a second copy. */
 #define LOOP_INSNS_MAX 32
 
+/* Code behind calls would be translated too often otherwise: with each place from where a block leads there. */
+#define GOES_ON_INSNS_MAX 12
+
 /* ---- sites ---- */
 
 uint32_t translate_here(const struct translation *t)
@@ -184,11 +187,14 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
         i->group = NULL;
         i->copy = NULL;
         i->followed = may_follow;
-        i->goes_on = may_follow && !translator_lock_step(t->tr) && !(t->source->key & TKEY_CROSSING);
+        i->goes_on = may_follow && t->count < GOES_ON_INSNS_MAX && !translator_lock_step(t->tr) && !(t->source->key & TKEY_CROSSING);
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
                              i->operand) < 0)
                 return false;
         choose(i, t->source->key);
+        /* What comes behind the call is there already. */
+        if (i->hands_on && !i->ends && translator_known(t->tr, (t->source->gpa & ~(GUEST_PAGE_SIZE - 1)) + i->insn.end, t->source->key))
+                i->ends = true;
         t->count++;
         return true;
 }
@@ -459,6 +465,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->loops = t->in_loop = false;
         t->loop = (struct asm_label){ 0 };
         t->count = t->stubs = t->lates = 0;
+        t->maker = 0;
         t->real = t->calls = t->has_made = false;
         t->recipe = (struct tflags_recipe){ 0 };
         r = lift(t);

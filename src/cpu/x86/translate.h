@@ -103,6 +103,8 @@ struct translation {
         unsigned places;     /* enum tplace */
         bool real;           /* TPLACE_SAVED: as LAHF and SETO made them, not by a recipe of who knows what block */
         struct tflags_recipe recipe, made;
+        uint32_t maker;      /* the last TLATE_MAKER, of maker_of; 0: none */
+        struct tflags_recipe maker_of;
         bool slotted;        /* the instruction that is emitted stored something for a recipe: not when its handler does it */
         bool has_made;       /* made is what the instruction that is emitted leaves behind */
         unsigned count, stubs, lates;

@@ -251,6 +251,11 @@ struct tblock *translator_lookup(const struct translator *tr, uint64_t gpa, uint
         return block;
 }
 
+bool translator_known(const struct translator *tr, uint64_t gpa, uint32_t key)
+{
+        return translator_lookup(tr, gpa, key);
+}
+
 static void tables_insert(struct translator *tr, struct tblock *block)
 {
         struct tblock *_Atomic *head = &tr->hash[hash_of(tr, block->gpa, block->key)];

@@ -190,6 +190,8 @@ uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* of
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
 struct tsite *translator_site_at(struct translator *tr, uint32_t number);
 insn_fn translator_end(void); /* of an end mark */
+/* Whether there is a block. */
+bool translator_known(const struct translator *tr, uint64_t gpa, uint32_t key);
 struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
 
 /* As registers in a recipe: jit.flags_of[0] and [1]. */

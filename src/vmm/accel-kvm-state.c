@@ -636,7 +636,7 @@ static int apply_saved(struct kvm_vcpu *vcpu, struct saved *saved, bool reset, s
 static int load_record(struct kvm_vcpu *vcpu, struct cursor *in, bool reset, struct err *err)
 {
         _cleanup_free_ struct x86_state *state = aligned_alloc(64, align_up(sizeof(*state), 64));
-        struct saved saved;
+        struct saved saved = { 0 };
         struct record record;
         int r;
 

@@ -245,8 +245,8 @@ static void fill_rsdp(struct writer *out, uint64_t xsdt)
 
         if (out->bad)
                 return;
-        memcpy(rsdp, "RSD PTR ", 8);
-        memcpy(rsdp + 9, OEM_ID, 6);
+        memcpy(rsdp, "RSD PTR ", 8);  /* NOLINT(bugprone-not-null-terminated-result): fields of these lengths */
+        memcpy(rsdp + 9, OEM_ID, 6); /* NOLINT(bugprone-not-null-terminated-result) */
         rsdp[15] = 2;
         memcpy(rsdp + 20, &length, sizeof(length));
         xsdt = htole64(xsdt);

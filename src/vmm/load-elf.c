@@ -137,14 +137,14 @@ int load_elf(const struct load_input *in, struct guest_memory *mem, struct load_
 {
         uint64_t entry = 0, end = 0;
         bool entry_loaded = false;
-        struct elf elf;
+        struct elf elf = { 0 };
         int r = read_header(&in->kernel, &elf, err);
 
         if (r <= 0)
                 return r;
         entry = elf.entry;
         for (unsigned i = 0; i < elf.segments; i++) {
-                struct segment seg;
+                struct segment seg = { 0 };
 
                 r = read_segment(&in->kernel, &elf, i, &seg, err);
                 if (r >= 0 && seg.type == PT_NOTE)
@@ -159,7 +159,7 @@ int load_elf(const struct load_input *in, struct guest_memory *mem, struct load_
         if (!kernel->pvh && !elf.is64)
                 return err_set(err, -ENOEXEC, "kernel '%s' is a 32-bit ELF file without a PVH entry", in->kernel.path);
         for (unsigned i = 0; i < elf.segments && !entry_loaded; i++) {
-                struct segment seg;
+                struct segment seg = { 0 };
 
                 r = read_segment(&in->kernel, &elf, i, &seg, err);
                 if (r < 0)

@@ -5,7 +5,7 @@
  * flags, what would be CMP elsewhere is JRCXZ. The stub that a JRCXZ leads to stands within 127 bytes, so behind the jump that ends the
  * block. Indirect jumps, calls, returns and jumps to other pages have the flags in jit.flags, and the host's are free.
  *
- * A call does not end the block: it goes on where a host RET comes back to. That place begins with an instruction of 5 bytes, and is
+ * A call need not end the block: it goes on where a host RET comes back to. That place begins with an instruction of 5 bytes, and is
  * aligned, so that it can become a jump when the block dies (TSITE_RETURN).
  *
  * A conditional jump forward leaves the block when it is taken and the block goes on behind it. One backward ends the block: it is

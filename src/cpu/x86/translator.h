@@ -212,7 +212,7 @@ static inline uint8_t treg_of(unsigned guest)
 {
         static const uint8_t host[16] = { 0, 11, 2, 3, 10, 15, 6, 7, 8, 9, TREG_NONE, TREG_NONE, 12, 13, 14, TREG_NONE };
 
-        return host[guest];
+        return host[guest & 15];
 }
 #define TREG_SCRATCH 1  /* RCX */
 #define TREG_ADDRESS 5  /* RBP */

@@ -225,7 +225,7 @@ static bool same_registers(const struct pair *pair)
 
 bool pair_memory_open(const struct pair *pair)
 {
-        return call_nowhere(pair) || stored_partly(pair) || code_touched(pair) || mask_fault(pair) || dot_product_fault(pair);
+        return call_nowhere(pair) || stored_partly(pair) || code_touched(pair) || own_touched(pair) || mask_fault(pair) || dot_product_fault(pair);
 }
 
 bool pair_same(const struct pair *pair)

@@ -26,7 +26,7 @@ struct tss {
 
 extern uint32_t task_seen[5];
 extern uint64_t gdt[];
-extern uint8_t stubs[], stack_top[], leave_here[], gate_target[], task_entry[], real_code[], real_code_end[], v86_code[], v86_code_end[];
+extern uint8_t vectors[], stack_top[], leave_here[], gate_target[], task_entry[], real_code[], real_code_end[], v86_code[], v86_code_end[];
 void enter(uint32_t eip, uint32_t cs, uint32_t eflags, uint32_t esp, uint32_t ss);
 void real_mode(void);
 void main(void);
@@ -78,7 +78,7 @@ static void load_idt(void)
 static void setup(void)
 {
         for (unsigned v = 0; v < 64; v++)
-                idt[v] = gate(8, (uint32_t)stubs + v * 16, 14, v == 0x30 ? 3 : 0, 0);
+                idt[v] = gate(8, (uint32_t)vectors + v * 16, 14, v == 0x30 ? 3 : 0, 0);
         load_idt();
         tss1.ss0 = 0x10;
         tss1.esp0 = (uint32_t)stack0 + sizeof(stack0);

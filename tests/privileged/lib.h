@@ -5,7 +5,7 @@
  * A vector of NONE says that nothing happened. The handler's frame is in `last` whole, so that error code, IP, CR2 and RF can be
  * checked.
  *
- * A program defines before it includes this, for its width: word; struct frame as its stubs push it, with vector, error, ip, cs
+ * A program defines before it includes this, for its width: word; struct frame as its entries push it, with vector, error, ip, cs
  * and flags; TRY_BEFORE, TRY_AFTER and TRY_CLOBBERS, assembly that saves the registers, keeps the stack pointer in try_sp and puts
  * the address of label 99 into resume, and that undoes it.
  */
@@ -23,7 +23,7 @@ struct frame last;
 volatile word last_cr2, traps;
 word resume, try_sp;
 
-void trap(struct frame *f); /* called by the stubs */
+void trap(struct frame *f); /* called by the entries */
 
 #define TRY(code, ...)                                                                                        \
         do {                                                                                                  \

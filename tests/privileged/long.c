@@ -23,7 +23,7 @@ struct frame {
 #define MAP 0x40000000ull /* the 2 MiB whose page table the paging checks own */
 
 extern uint64_t gdt[], pml4[], pdpt[], pd[], syscall_rcx, syscall_r11, syscall_flags, syscall_cs, syscall_ss;
-extern uint8_t stubs[], tss[], stack_top[], user_return[], syscall_entry[];
+extern uint8_t vectors[], tss[], stack_top[], user_return[], syscall_entry[];
 void enter_user(uint64_t rip, uint64_t rsp, uint64_t rflags);
 void enter_compat(uint64_t eip, uint64_t esp);
 void main(void);
@@ -70,7 +70,7 @@ static uint64_t gate_error(unsigned vector, unsigned bits)
 
 static void set_gate(unsigned vector, unsigned dpl, unsigned ist, unsigned type)
 {
-        uint64_t to = (uint64_t)stubs + vector * 16;
+        uint64_t to = (uint64_t)vectors + vector * 16;
 
         idt[vector].low = (uint16_t)to;
         idt[vector].selector = 8;

@@ -12,7 +12,7 @@ struct frame {
 };
 
 extern uint64_t gdt[], pml4[], pdpt[], pd[], syscall_rcx, syscall_r11, syscall_flags, syscall_cs, syscall_ss;
-extern uint8_t stubs[], tss[], stack_top[], ap_start[], ap_end[], user_return[];
+extern uint8_t vectors[], tss[], stack_top[], ap_start[], ap_end[], user_return[];
 extern volatile uint32_t ap_number;
 void enter_user(uint64_t rip, uint64_t rsp, uint64_t rflags);
 void enter_compat(uint64_t eip, uint64_t esp);
@@ -70,7 +70,7 @@ static inline void invlpg(uint64_t address)
 
 static inline void set_gate(unsigned vector, unsigned dpl, unsigned ist)
 {
-        uint64_t to = (uint64_t)stubs + vector * 16;
+        uint64_t to = (uint64_t)vectors + vector * 16;
 
         idt[vector].low = (uint16_t)to;
         idt[vector].selector = 8;

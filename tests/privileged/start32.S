@@ -1,5 +1,5 @@
 /*
- * From the PVH entry straight into 32-bit protected mode without paging, with stubs for 64 vectors that push a uniform frame for
+ * From the PVH entry straight into 32-bit protected mode without paging, with entries for 64 vectors that push a uniform frame for
  * trap() in legacy.c, and the pieces of code that run in other modes: real mode, virtual-8086 mode, 16-bit segments, tasks.
  */
         .section .note.pvh, "a", @note
@@ -26,8 +26,8 @@ start:
         jmp 2b
 
         .balign 16
-        .globl stubs
-stubs:
+        .globl vectors
+vectors:
         .set vector, 0
         .rept 64
         .balign 16

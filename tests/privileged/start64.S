@@ -1,6 +1,6 @@
 /*
  * From the PVH entry (32-bit protected mode, paging off; Xen's PVH ABI) to long mode with the first 4 GiB mapped by 1 GiB
- * worth of 2 MiB pages four times, then an IDT whose stubs push a uniform frame for trap() in long.c.
+ * worth of 2 MiB pages four times, then an IDT whose entries push a uniform frame for trap() in long.c.
  */
         .section .note.pvh, "a", @note
         .long 4, 4, 18                  /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -57,10 +57,10 @@ long_mode:
 3:      hlt
         jmp 3b
 
-/* 256 entry stubs of 16 bytes: push 0 where the processor pushes no error code, then the vector. */
+/* 256 entries of 16 bytes: push 0 where the processor pushes no error code, then the vector. */
         .balign 16
-        .globl stubs
-stubs:
+        .globl vectors
+vectors:
         .set vector, 0
         .rept 256
         .balign 16

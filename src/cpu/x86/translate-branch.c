@@ -2,7 +2,7 @@
  * Leaving a block: branches, calls, returns, and running off its end (docs/translator.md "Calls", "From block to block").
  *
  * Jumps within the page take the guest's flags along in the host's, or where flags_pass() has them: nothing there may touch the host's
- * flags, what would be CMP elsewhere is JRCXZ. The stub that a JRCXZ leads to stands within 127 bytes, so behind the jump that ends the
+ * flags, what would be CMP elsewhere is JRCXZ. The edge that a JRCXZ leads to stands within 127 bytes, so behind the jump that ends the
  * block. Indirect jumps, calls, returns and jumps to other pages have the flags in jit.flags, and the host's are free.
  *
  * A call need not end the block: it goes on where a host RET comes back to. That place begins with an instruction of 5 bytes, and is
@@ -54,7 +54,7 @@ static void check_go(struct translation *t, struct tinsn *i)
         struct tsite *site = translate_site(t, TSITE_GO, i, &number);
 
         test_go(t);
-        asm_jcc(t->a, ASM_Z, translate_stub(t, site, number, TTHUNK_GO));
+        asm_jcc(t->a, ASM_Z, translate_edge(t, site, number, TTHUNK_GO));
 }
 
 static void bind_go(struct translation *t, struct asm_label *label, struct tinsn *i, uint32_t target)
@@ -64,7 +64,7 @@ static void bind_go(struct translation *t, struct asm_label *label, struct tinsn
 
         site->target = (int32_t)target;
         asm_bind(t->a, label);
-        translate_stub_here(t, number, TTHUNK_GO);
+        translate_edge_here(t, number, TTHUNK_GO);
 }
 
 /* ---- direct ---- */
@@ -79,12 +79,12 @@ static void align_chain(struct translation *t, unsigned opcode_bytes)
 
 static struct asm_label *chain_from(struct translation *t, struct tsite *site, uint32_t number, uint32_t target, unsigned opcode_bytes, bool backward)
 {
-        struct asm_label *label = translate_stub(t, site, number, TTHUNK_CHAIN);
+        struct asm_label *label = translate_edge(t, site, number, TTHUNK_CHAIN);
 
         site->target = (int32_t)target;
         site->backward = backward;
         site->patch = translate_here(t) + opcode_bytes;
-        t->stub[t->stubs - 1].chain = true;
+        t->edge[t->edges - 1].chain = true;
         return label;
 }
 
@@ -143,15 +143,15 @@ static bool loops_back(struct translation *t, uint32_t target)
 /* A chain that is linked to the block itself from the start; the branch is emitted next, to t->loop. */
 static void chain_to_loop(struct translation *t, uint32_t target, unsigned opcode_bytes)
 {
-        struct tstub *stub;
+        struct tedge *edge;
 
         chain(t, target, opcode_bytes, true);
         if (t->failed)
                 return;
-        stub = &t->stub[t->stubs - 1];
-        stub->at->linked = t->block;
-        stub->at->incoming = t->block->incoming;
-        t->block->incoming = stub->site;
+        edge = &t->edge[t->edges - 1];
+        edge->at->linked = t->block;
+        edge->at->incoming = t->block->incoming;
+        t->block->incoming = edge->site;
 }
 
 #define LOOP_HEAD_BYTES 24
@@ -209,7 +209,7 @@ static void jump_to_address(struct translation *t, struct tinsn *i, unsigned pop
         flags_to_slot(t);
         site = translate_site(t, TSITE_JUMP, i, &number);
         site->size_bytes = (uint8_t)pop;
-        out = translate_stub(t, site, number, TTHUNK_JUMP);
+        out = translate_edge(t, site, number, TTHUNK_JUMP);
         test_go(t);
         asm_jcc(t->a, ASM_Z, out);
         probe(t);
@@ -435,7 +435,7 @@ static void emit_call_miss(struct translation *t, struct tlate *way)
         asm_bind(t->a, &way->from);
         asm_lea_label(t->a, TREG_SCRATCH, &way->back);
         asm_byte(t->a, 0x51); /* push rcx */
-        translate_stub_here(t, way->number, TTHUNK_JUMP);
+        translate_edge_here(t, way->number, TTHUNK_JUMP);
 }
 
 /* More may come while they are emitted. */
@@ -492,7 +492,7 @@ static void check_canonical(struct translation *t, struct asm_label *not_canonic
 
 /*
  * The target is looked up before anything is stored, since one that is not canonical faults first (by the interpreter). Its host
- * address waits in a slot while the stack is looked up: that of the jump stub when it is not in the cache.
+ * address waits in a slot while the stack is looked up: that of the jump edge when it is not in the cache.
  */
 static void emit_call_indirect(struct translation *t, struct tinsn *i)
 {
@@ -508,10 +508,10 @@ static void emit_call_indirect(struct translation *t, struct tinsn *i)
         probe(t);
         asm_jcc_short(t->a, ASM_Z, &hit);
         site = translate_site(t, TSITE_HANDLER, i, &number);
-        check_canonical(t, translate_stub(t, site, number, TTHUNK_HANDLER));
+        check_canonical(t, translate_edge(t, site, number, TTHUNK_HANDLER));
         site = translate_site(t, TSITE_JUMP, NULL, &number);
         site->flags = TFLAGS_SAVED;
-        miss = translate_stub(t, site, number, TTHUNK_JUMP);
+        miss = translate_edge(t, site, number, TTHUNK_JUMP);
         asm_lea_label(t->a, TREG_SCRATCH, miss);
         asm_jmp_short(t->a, &both);
         asm_bind(t->a, &hit);

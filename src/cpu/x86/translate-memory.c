@@ -5,7 +5,7 @@
  *      pext rcx, rbp, gs:[jit.tlb_mask]
  *      xor  rbp, gs:[rcx*8 + tag]
  *      cmp  rbp, 4096 - size
- *      ja   stub
+ *      ja   edge
  *      mov  rcx, gs:[rcx*8 + host]
  *
  * An entry's tag is a page address, so the XOR leaves the offset in the page when it is that page, and something above 4095
@@ -122,7 +122,7 @@ static struct tsite *begin(struct translation *t, struct tinsn *i, unsigned size
         flags_keep(t);
         t->places &= ~(unsigned)TPLACE_HOST;
         site = translate_site(t, TSITE_MEMORY, i, &number);
-        *slow = translate_stub(t, site, number, TTHUNK_MEMORY);
+        *slow = translate_edge(t, site, number, TTHUNK_MEMORY);
         site->size_bytes = (uint8_t)size_bytes;
         site->write = write;
         site->retry = translate_here(t);
@@ -133,7 +133,7 @@ static struct tsite *begin(struct translation *t, struct tinsn *i, unsigned size
 static void miss_to_handler(struct translation *t, struct tsite *site)
 {
         site->kind = TSITE_HANDLER;
-        t->stub[t->stubs - 1].thunk = TTHUNK_HANDLER;
+        t->edge[t->edges - 1].thunk = TTHUNK_HANDLER;
 }
 
 static struct tsite *look_up_operand(struct translation *t, struct tinsn *i, unsigned size_bytes, bool write)
@@ -212,7 +212,7 @@ struct tsite *memory_want_aligned(struct translation *t, struct tinsn *i, unsign
 
         asm_rr(t->a, 1, 0xf6, 0, TREG_ADDRESS); /* test */
         asm_byte(t->a, (uint8_t)(size_bytes - 1));
-        asm_jcc(t->a, ASM_NZ, translate_stub(t, site, number, TTHUNK_HANDLER));
+        asm_jcc(t->a, ASM_NZ, translate_edge(t, site, number, TTHUNK_HANDLER));
         return site;
 }
 

@@ -59,28 +59,28 @@ static void emit_cli(struct translation *t, struct tinsn *i)
 }
 
 /* A site for the cases that the handler has to do; the caller has lost the host's flags. */
-static struct asm_label *handler_stub(struct translation *t, struct tinsn *i, struct tsite **site)
+static struct asm_label *handler_edge(struct translation *t, struct tinsn *i, struct tsite **site)
 {
         uint32_t number;
 
         *site = translate_site(t, TSITE_HANDLER, i, &number);
-        return translate_stub(t, *site, number, TTHUNK_HANDLER);
+        return translate_edge(t, *site, number, TTHUNK_HANDLER);
 }
 
 static void emit_sti(struct translation *t, struct tinsn *i)
 {
-        struct asm_label *stub;
+        struct asm_label *edge;
         struct tsite *site;
 
         lose_host_flags(t);
-        stub = handler_stub(t, i, &site);
+        edge = handler_edge(t, i, &site);
         if (i + 1 == t->insn + t->count) {
-                asm_jmp(t->a, stub);
+                asm_jmp(t->a, edge);
                 return;
         }
         asm_rm(t->a, 4, 0x83, ALU_CMP, asm_gs(AT(requests)));
         asm_byte(t->a, 0);
-        asm_jcc(t->a, ASM_NZ, stub);
+        asm_jcc(t->a, ASM_NZ, edge);
         rflags_bit(t, X86_FLAG_IF, true);
 }
 
@@ -102,16 +102,16 @@ static void emit_stac(struct translation *t, struct tinsn *i)
 
 static void emit_clac(struct translation *t, struct tinsn *i)
 {
-        struct asm_label *stub;
+        struct asm_label *edge;
         struct tsite *site;
 
         if (t->tlb_mode == TLB_SUPERVISOR_SMAP)
                 return; /* AC is 0 */
         lose_host_flags(t);
-        stub = handler_stub(t, i, &site);
+        edge = handler_edge(t, i, &site);
         asm_rm(t->a, 1, 0xf6, 0, asm_gs(AT(s.cr4) + 2)); /* test */
         asm_byte(t->a, X86_CR4_SMAP >> 16);
-        asm_jcc(t->a, ASM_Z, stub);
+        asm_jcc(t->a, ASM_Z, edge);
         rflags_bit(t, X86_FLAG_AC, false);
         use_set(t, TLB_SUPERVISOR_SMAP);
 }
@@ -132,7 +132,7 @@ static void emit_pause(struct translation *t, struct tinsn *i)
         asm_jmp_short(t->a, &done);
         asm_bind(t->a, &yield);
         site = translate_site(t, TSITE_HANDLER, i, &number);
-        translate_stub_here(t, number, TTHUNK_HANDLER);
+        translate_edge_here(t, number, TTHUNK_HANDLER);
         asm_bind(t->a, &done);
         site->next = translate_here(t); /* the flags are where they were, and wherever a handler leaves them */
 }
@@ -226,7 +226,7 @@ static void emit_write_base(struct translation *t, struct tinsn *i)
         asm_lea(t->a, TREG_SCRATCH, asm_at(TREG_SCRATCH, 1));
         asm_jrcxz(t->a, &upper);
         site = translate_site(t, TSITE_HANDLER, i, &number);
-        translate_stub_here(t, number, TTHUNK_HANDLER);
+        translate_edge_here(t, number, TTHUNK_HANDLER);
         asm_bind(t->a, &lower);
         asm_bind(t->a, &upper);
         asm_store(t->a, 8, base_slot(i), TREG_ADDRESS);

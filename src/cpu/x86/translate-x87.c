@@ -88,7 +88,7 @@ void x87_store(struct translation *t, uint32_t op)
 void x87_check(struct translation *t, struct tinsn *i)
 {
         bool keep = t->places == TPLACE_HOST;
-        struct asm_label there = { 0 }, *stub;
+        struct asm_label there = { 0 }, *edge;
         struct tsite *site;
         uint32_t number;
 
@@ -97,16 +97,16 @@ void x87_check(struct translation *t, struct tinsn *i)
         if (!keep)
                 t->places &= ~(unsigned)TPLACE_HOST;
         site = translate_site(t, TSITE_X87, i, &number);
-        stub = translate_stub(t, site, number, TTHUNK_X87);
+        edge = translate_edge(t, site, number, TTHUNK_X87);
         if (keep) {
                 asm_load(t->a, 4, TREG_SCRATCH, JIT(x87_out));
                 asm_jrcxz(t->a, &there);
-                asm_jmp(t->a, stub);
+                asm_jmp(t->a, edge);
                 asm_bind(t->a, &there);
         } else {
                 asm_rm(t->a, 4, 0x83, 7, JIT(x87_out)); /* cmp */
                 asm_byte(t->a, 0);
-                asm_jcc(t->a, ASM_NZ, stub);
+                asm_jcc(t->a, ASM_NZ, edge);
         }
         site->retry = translate_here(t);
 }
@@ -129,7 +129,7 @@ static void emit_fldcw(struct translation *t, struct tinsn *i)
         asm_rr(t->a, 4, 0xf7, 2, TREG_SCRATCH); /* not */
         asm_rr(t->a, 1, 0xf6, 0, TREG_SCRATCH); /* test */
         asm_byte(t->a, X87_MASKS);
-        asm_jcc(t->a, ASM_NZ, translate_stub(t, unmasked, number, TTHUNK_HANDLER));
+        asm_jcc(t->a, ASM_NZ, translate_edge(t, unmasked, number, TTHUNK_HANDLER));
         asm_rm(t->a, 4, 0xd9, 5, JIT(temp));
         memory_done(t, site);
 }

@@ -6,7 +6,7 @@
  *      host + 32   the block                                                       for direct branches: flags in jit.flags
  *                  the tails of its groups
  *                  once more, when it ends with a branch to its own start: emit_loop_head()
- *                  its stubs
+ *                  its edges
  */
 #include "cpu/x86/translate.h"
 
@@ -58,25 +58,25 @@ struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct
         return site;
 }
 
-struct asm_label *translate_stub(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk)
+struct asm_label *translate_edge(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk)
 {
-        struct tstub *stub;
+        struct tedge *edge;
 
-        if (t->stubs == TRANSLATE_STUBS_MAX) {
+        if (t->edges == TRANSLATE_EDGES_MAX) {
                 t->failed = true;
                 t->nowhere = (struct asm_label){ 0 };
                 return &t->nowhere;
         }
-        stub = &t->stub[t->stubs++];
-        stub->label = (struct asm_label){ 0 };
-        stub->site = number;
-        stub->at = site;
-        stub->thunk = thunk;
-        stub->chain = false;
-        return &stub->label;
+        edge = &t->edge[t->edges++];
+        edge->label = (struct asm_label){ 0 };
+        edge->site = number;
+        edge->at = site;
+        edge->thunk = thunk;
+        edge->chain = false;
+        return &edge->label;
 }
 
-void translate_stub_here(struct translation *t, uint32_t number, enum tthunk thunk)
+void translate_edge_here(struct translation *t, uint32_t number, enum tthunk thunk)
 {
         asm_mov_imm(t->a, TREG_SCRATCH, number);
         asm_byte(t->a, 0xe9);
@@ -95,15 +95,15 @@ struct tlate *translate_late(struct translation *t, enum tlate_kind kind, uint32
         return late;
 }
 
-static void emit_stubs(struct translation *t)
+static void emit_edges(struct translation *t)
 {
-        for (unsigned n = 0; n < t->stubs; n++) {
-                struct tstub *stub = &t->stub[n];
+        for (unsigned n = 0; n < t->edges; n++) {
+                struct tedge *edge = &t->edge[n];
 
-                if (stub->chain)
-                        stub->at->next = translate_here(t);
-                asm_bind(t->a, &stub->label);
-                translate_stub_here(t, stub->site, stub->thunk);
+                if (edge->chain)
+                        edge->at->next = translate_here(t);
+                asm_bind(t->a, &edge->label);
+                translate_edge_here(t, edge->site, edge->thunk);
         }
 }
 
@@ -115,7 +115,7 @@ void emit_handler(struct translation *t, struct tinsn *i)
         struct tsite *site = translate_site(t, TSITE_HANDLER, i, &number);
 
         site->fast = system_fast(i);
-        translate_stub_here(t, number, TTHUNK_HANDLER);
+        translate_edge_here(t, number, TTHUNK_HANDLER);
         if (i->ends)
                 return;
         site->next = translate_here(t);
@@ -254,13 +254,13 @@ static void find_needed(struct translation *t)
 
 /* ---- emission ---- */
 
-/* On when RCX is 0, else to the stub. No flags change. */
-static void leave_unless_zero(struct translation *t, struct asm_label *stub)
+/* On when RCX is 0, else to the edge. No flags change. */
+static void leave_unless_zero(struct translation *t, struct asm_label *edge)
 {
         struct asm_label same = { 0 };
 
         asm_jrcxz(t->a, &same);
-        asm_jmp(t->a, stub);
+        asm_jmp(t->a, edge);
         asm_bind(t->a, &same);
 }
 
@@ -273,14 +273,14 @@ static void emit_second_page_check(struct translation *t)
         const struct tsecond *second = &t->source->second;
         size_t table = t->source->key & MODE_USER ? offsetof(struct x86_cpu, own.exec) : offsetof(struct x86_cpu, shared_exec);
         struct asm_mem index = asm_gs(offsetof(struct x86_cpu, jit.temp[0]));
-        struct asm_label *stub;
+        struct asm_label *edge;
         struct tsite *site;
         uint32_t number;
 
         _Static_assert(sizeof(struct tlb_exec_entry) == 32, "the index is scaled by 4 and 8");
         site = translate_site(t, TSITE_LEAVE, NULL, &number);
         site->target = (int32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
-        stub = translate_stub(t, site, number, TTHUNK_LEAVE);
+        edge = translate_edge(t, site, number, TTHUNK_LEAVE);
         asm_load(t->a, 8, TREG_ADDRESS, guest_slot(GPR_BLOCK));
         asm_lea(t->a, TREG_ADDRESS, asm_at(TREG_ADDRESS, (int32_t)GUEST_PAGE_SIZE));
         asm_pext(t->a, TREG_SCRATCH, TREG_ADDRESS, asm_gs(offsetof(struct x86_cpu, jit.exec_mask)));
@@ -290,17 +290,17 @@ static void emit_second_page_check(struct translation *t)
         asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, table + offsetof(struct tlb_exec_entry, tag)));
         asm_rr(t->a, 8, 0xf7, 2, TREG_ADDRESS); /* not: tag + ~page + 1 is 0 when they are the same */
         asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 1));
-        leave_unless_zero(t, stub);
+        leave_unless_zero(t, edge);
         asm_load(t->a, 8, TREG_SCRATCH, index);
         asm_load(t->a, 8, TREG_SCRATCH, asm_gs_index(TREG_SCRATCH, 8, table + offsetof(struct tlb_exec_entry, gpa)));
         asm_mov_imm(t->a, TREG_ADDRESS, -second->gpa);
         asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0));
-        leave_unless_zero(t, stub);
+        leave_unless_zero(t, edge);
         asm_mov_imm(t->a, TREG_SCRATCH, (uintptr_t)second->code);
         asm_load(t->a, 4, TREG_SCRATCH, asm_at(TREG_SCRATCH, 0));
         asm_mov_imm(t->a, TREG_ADDRESS, -(uint64_t)second->generation);
         asm_lea(t->a, TREG_SCRATCH, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, 0));
-        leave_unless_zero(t, stub);
+        leave_unless_zero(t, edge);
 }
 /* The first instruction of each entry may become a call. */
 static void emit_entry(struct translation *t, struct asm_label *with_host)
@@ -439,7 +439,7 @@ static int emit(struct translation *t)
                 emit_loop(t);
         emit_entry_with_host(t, &with_host);
         emit_lates(t);
-        emit_stubs(t);
+        emit_edges(t);
         if (t->a->full || t->failed)
                 return -ENOSPC;
         t->block->host_end = translate_here(t);
@@ -464,7 +464,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->groups = 0;
         t->loops = t->in_loop = false;
         t->loop = (struct asm_label){ 0 };
-        t->count = t->stubs = t->lates = 0;
+        t->count = t->edges = t->lates = 0;
         t->maker = 0;
         t->real = t->calls = t->has_made = false;
         t->recipe = (struct tflags_recipe){ 0 };

@@ -5,14 +5,14 @@
  * forwards. An instruction's decision never changes between lifting and emission, because liveness relies on it: one that may
  * leave the block or fault needs all flags in some form.
  *
- * Code at the edges, called stubs, comes behind the block's own. It is collected while the block is emitted.
+ * Code at the edges of a block comes behind the block's own. It is collected while the block is emitted.
  */
 #pragma once
 
 #include "cpu/x86/translator.h"
 
 #define TRANSLATE_INSNS_MAX 48
-#define TRANSLATE_STUBS_MAX 256
+#define TRANSLATE_EDGES_MAX 256
 
 /* Host code that an instruction becomes. Chosen by the classifiers below, in translate.c's table order. */
 struct translation;
@@ -68,12 +68,12 @@ struct tgroup {
         struct tflags_recipe recipe, recipe_after;
 };
 
-struct tstub {
+struct tedge {
         struct asm_label label;
         uint32_t site;       /* its number */
         struct tsite *at;
         enum tthunk thunk;
-        bool chain;          /* at->next is where the stub is */
+        bool chain;          /* at->next is where the edge is */
 };
 
 /*
@@ -99,7 +99,7 @@ struct translation {
         const struct tsource *source;
         unsigned tlb_mode;
         bool fast_pext;
-        bool failed;         /* out of sites, insns or stubs */
+        bool failed;         /* out of sites, insns or edges */
         unsigned places;     /* enum tplace */
         bool real;           /* TPLACE_SAVED: as LAHF and SETO made them, not by a recipe of who knows what block */
         struct tflags_recipe recipe, made;
@@ -107,7 +107,7 @@ struct translation {
         struct tflags_recipe maker_of;
         bool slotted;        /* the instruction that is emitted stored something for a recipe: not when its handler does it */
         bool has_made;       /* made is what the instruction that is emitted leaves behind */
-        unsigned count, stubs, lates;
+        unsigned count, edges, lates;
         bool calls;          /* a call is among them, behind which the block goes on */
         uint32_t x87_last;   /* to be stored where execution runs off the end */
         unsigned groups;
@@ -123,19 +123,19 @@ struct translation {
         struct asm_label nowhere;
         struct tinsn insn[TRANSLATE_INSNS_MAX];
         struct tgroup group[TRANSLATE_INSNS_MAX / 2];
-        struct tstub stub[TRANSLATE_STUBS_MAX];
+        struct tedge edge[TRANSLATE_EDGES_MAX];
         struct tlate late[TRANSLATE_LATES_MAX];
 };
 
 #define TFLAGS_ALL ((uint16_t)X86_FLAGS_STATUS)
 
-/* ---- translate.c: sites and stubs ---- */
+/* ---- translate.c: sites and edges ---- */
 
-/* A site with its flags state as it is now, and its number for the stub. When there is none: one that nobody looks at, and failed is set. */
+/* A site with its flags state as it is now, and its number for the edge. When there is none: one that nobody looks at, and failed is set. */
 struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct tinsn *i, uint32_t *number);
-/* A stub for a site, to be emitted behind the block. Jump to its label. */
-struct asm_label *translate_stub(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk);
-void translate_stub_here(struct translation *t, uint32_t number, enum tthunk thunk);
+/* An edge for a site, to be emitted behind the block. Jump to its label. */
+struct asm_label *translate_edge(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk);
+void translate_edge_here(struct translation *t, uint32_t number, enum tthunk thunk);
 /* The cache offset of the next byte. */
 uint32_t translate_here(const struct translation *t);
 void emit_handler(struct translation *t, struct tinsn *i);

@@ -1,7 +1,7 @@
 /*
  * The fixed host code between C and translated blocks.
  *
- *      translator_enter() ─▶ ENTER ─┐                          ┌─▶ block … stub ─▶ thunk: saves ─▶ service (C)
+ *      translator_enter() ─▶ ENTER ─┐                          ┌─▶ block … edge ─▶ thunk: saves ─▶ service (C)
  *                                   └─▶ RESUME: loads, jumps ──┘                        │ where to go on
  *                                          ▲────────────────────────────────────────────┤
  *      returns ◀─ callee-saved registers ◀───────────────────────────── NULL ───────────┘

@@ -5,7 +5,7 @@
  * of a page share them. Looking up takes no lock; every change does.
  *
  * A block dies when its bytes are written (translator_written()) or its region is emptied. It is taken out of both tables, the
- * branches linked to it go back to their stubs, and both its entries become a call to the STALE thunk, which whoever still has
+ * branches linked to it go back to their edges, and both its entries become a call to the STALE thunk, which whoever still has
  * its address (jump caches, shadow stacks) runs into. Entries begin with one instruction of 5 bytes at least and are 16-byte
  * aligned, so one store of 8 bytes replaces exactly one instruction for a processor that is about to execute it.
  *

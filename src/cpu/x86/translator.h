@@ -40,8 +40,8 @@ enum tsite_kind {
         TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
         TSITE_LEAVE,   /* TKEY_CROSSING: the second page is not as it was; translated anew, or interpreted */
-        TSITE_FLAGS,   /* no stub: what jit.flags names, see retry */
-        TSITE_RETURN,  /* no stub: where a host RET comes back to within a block is patch, which becomes a jump to STALE when the block dies */
+        TSITE_FLAGS,   /* no edge: what jit.flags names, see retry */
+        TSITE_RETURN,  /* no edge: where a host RET comes back to within a block is patch, which becomes a jump to STALE when the block dies */
         TSITE_X87,     /* the x87 state is to be in the host's x87 unit; insn has not begun; on at retry, or the run loop interprets it */
 };
 
@@ -58,7 +58,7 @@ struct tflags_recipe {
 };
 
 /*
- * A place in translated code that leads out of it. A stub is `mov ecx, <site number>; jmp thunk`. Sites live in one array of the
+ * A place in translated code that leads out of it. An edge is `mov ecx, <site number>; jmp thunk`. Sites live in one array of the
  * translator, taken by blocks in runs.
  */
 struct tsite {
@@ -82,7 +82,7 @@ struct tsite {
         uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY; what jit.flags may name: makes the flags, and RET */
         /*
          * TSITE_MEMORY, TSITE_HANDLER: host code behind the instruction, entered with the host's flags made from cpu->lazy; 0: none, the
-         * run loop finds it. TSITE_CHAIN: the stub, what the rel32 leads to while it is not linked.
+         * run loop finds it. TSITE_CHAIN: the edge, what the rel32 leads to while it is not linked.
          */
         uint32_t next;
         uint32_t patch;      /* TSITE_CHAIN: where the rel32 is. TSITE_FAULT: host code that may fault, first byte */

@@ -15,8 +15,8 @@
 #define FSW_C1 0x200u
 #define FSW_FLAGS 0x3fu
 
-/* rdi: ST(0), rsi: ST(i) or the operand in memory, rdx: stub. The status word comes back; x87_fast_compare adds AH from LAHF << 16. */
-typedef uint32_t fast_fn(void *st0, void *other, const void *stub);
+/* rdi: ST(0), rsi: ST(i) or the operand in memory, rdx: form. The status word comes back; x87_fast_compare adds AH from LAHF << 16. */
+typedef uint32_t fast_fn(void *st0, void *other, const void *form);
 
 /* st0 = op(st0, [memory]) */
 fast_fn x87_fast_one __attribute__((visibility("hidden")));
@@ -26,9 +26,9 @@ fast_fn x87_fast_two __attribute__((visibility("hidden")));
 fast_fn x87_fast_pop __attribute__((visibility("hidden")));
 /* st0 = [memory] */
 fast_fn x87_fast_load __attribute__((visibility("hidden")));
-/* [memory] = st0; the stub pops */
+/* [memory] = st0; the form pops */
 fast_fn x87_fast_store __attribute__((visibility("hidden")));
-/* the stub does not pop */
+/* the form does not pop */
 fast_fn x87_fast_compare __attribute__((visibility("hidden")));
 
 #define FAST(name, before, after)                                                                                        \
@@ -206,9 +206,9 @@ HANDLER(fast_store)
 
 static insn_fn bind_register(struct insn *i, unsigned escape, unsigned reg, unsigned rm)
 {
-        const uint8_t (*stubs)[8] = x87_register_stubs[escape];
+        const uint8_t (*forms)[8] = x87_register_forms[escape];
 
-        i->aux = (void *)stubs[reg << 3 | 1];
+        i->aux = (void *)forms[reg << 3 | 1];
         switch (escape) {
         case 0: /* D8: ST(0) op= ST(i) */
         case 4: /* DC: ST(i) op= ST(0) */
@@ -219,7 +219,7 @@ static insn_fn bind_register(struct insn *i, unsigned escape, unsigned reg, unsi
                 if (reg == 1)
                         return fast_two;
                 if (reg == 4 && rm < 2) {
-                        i->aux = (void *)stubs[reg << 3 | rm];
+                        i->aux = (void *)forms[reg << 3 | rm];
                         return fast_unary;
                 }
                 return NULL;
@@ -227,7 +227,7 @@ static insn_fn bind_register(struct insn *i, unsigned escape, unsigned reg, unsi
         case 7:
                 if (reg != 5 && reg != 6)
                         return NULL;
-                i->aux = (void *)x87_register_stubs[3][reg << 3 | 1];
+                i->aux = (void *)x87_register_forms[3][reg << 3 | 1];
                 return fast_compare;
         default:
                 return NULL;
@@ -241,7 +241,7 @@ static insn_fn bind_memory(struct insn *i, unsigned escape, unsigned reg)
         static const uint8_t loads[8] = { [1] = 1 << 0, [5] = 1 << 0, [3] = 1 << 0 | 1 << 5, [7] = 1 << 0 | 1 << 5 };
         static const uint8_t stores[8] = { [1] = 3 << 2, [5] = 7 << 1, [3] = 7 << 1 | 1 << 7, [7] = 7 << 1 | 1 << 7 };
 
-        i->aux = (void *)x87_memory_stubs[escape][reg];
+        i->aux = (void *)x87_memory_forms[escape][reg];
         if (escape % 2 == 0)
                 return arithmetic >> reg & 1 ? fast_memory : NULL;
         if (loads[escape] >> reg & 1)
@@ -249,7 +249,7 @@ static insn_fn bind_memory(struct insn *i, unsigned escape, unsigned reg)
         if (!(stores[escape] >> reg & 1))
                 return NULL;
         if (reg == 2) /* the form that pops stores the same */
-                i->aux = (void *)x87_memory_stubs[escape][3];
+                i->aux = (void *)x87_memory_forms[escape][3];
         return fast_store;
 }
 

@@ -4,7 +4,7 @@
  * The guest's whole x87 state is put into the host with FXRSTOR, the instruction executed, and the state taken back with
  * FXSAVE; none of these waits for pending exceptions, so stack faults, condition codes, rounding, precision control and
  * unmasked exceptions with their scaled results are the hardware's, bit by bit. The host never takes #MF: it would at the
- * next waiting instruction, and FNINIT comes before that. Every register form and memory form exists once in a table of stubs.
+ * next waiting instruction, and FNINIT comes before that. Every register form and memory form exists once in a table.
  *
  * What is done in C: control and environment instructions, the pointers to the last instruction and operand, #NM and #MF.
  * With CR0.NE clear a PC signals FERR# and the chip set IRQ 13; machines here have no such wire, so #MF is raised in any case.
@@ -27,22 +27,22 @@ struct fxsave {
 _Static_assert(sizeof(struct fxsave) == 512, "the processor's layout");
 
 /*
- * uint64_t x87_execute(struct fxsave *image (rdi), void *memory (rsi), const void *stub (rdx), uint32_t flags (ecx)): loads, runs
- * the stub with ZF, PF and CF from flags, saves. The flags after it come back. FXRSTOR replaces the XMM registers and MXCSR: the
+ * uint64_t x87_execute(struct fxsave *image (rdi), void *memory (rsi), const void *form (rdx), uint32_t flags (ecx)): loads, runs
+ * the form with ZF, PF and CF from flags, saves. The flags after it come back. FXRSTOR replaces the XMM registers and MXCSR: the
  * former belong to the callee of a call, the latter is loaded from the image with its default and needs none.
  */
-uint64_t x87_execute(struct fxsave *image, void *memory, const void *stub, uint32_t flags) __attribute__((visibility("hidden")));
+uint64_t x87_execute(struct fxsave *image, void *memory, const void *form, uint32_t flags) __attribute__((visibility("hidden")));
 
 __asm__(".text\n\t.balign 16\n\t.type x87_execute, @function\nx87_execute:\n\tendbr64\n\t"
         "fxrstor64 (%rdi)\n\tmovl %ecx, %eax\n\tmovb %al, %ah\n\tsahf\n\tcall *%rdx\n\tlahf\n\tfxsave64 (%rdi)\n\tfninit\n\t"
         "movzbl %ah, %eax\n\tret\n\t.size x87_execute, . - x87_execute\n\t"
-        ".globl x87_register_stubs, x87_memory_stubs\n\t.hidden x87_register_stubs, x87_memory_stubs\n\t.balign 8\nx87_register_stubs:\n\t"
+        ".globl x87_register_forms, x87_memory_forms\n\t.hidden x87_register_forms, x87_memory_forms\n\t.balign 8\nx87_register_forms:\n\t"
         ".irp e, 0xd8, 0xd9, 0xda, 0xdb, 0xdc, 0xdd, 0xde, 0xdf\n\t"
         ".irp h, 0xc0, 0xc8, 0xd0, 0xd8, 0xe0, 0xe8, 0xf0, 0xf8\n\t"
         ".irp l, 0, 1, 2, 3, 4, 5, 6, 7\n\t"
         "endbr64\n\t.byte \\e, \\h + \\l\n\tret\n\t.balign 8\n\t"
         ".endr\n\t.endr\n\t.endr\n"
-        "x87_memory_stubs:\n\t"
+        "x87_memory_forms:\n\t"
         ".irp e, 0xd8, 0xd9, 0xda, 0xdb, 0xdc, 0xdd, 0xde, 0xdf\n\t"
         ".irp l, 0, 1, 2, 3, 4, 5, 6, 7\n\t"
         "endbr64\n\t.byte \\e, \\l * 8 + 6\n\tret\n\t.balign 8\n\t"
@@ -76,11 +76,11 @@ void x87_check_pending(struct x86_cpu *cpu)
 
 /* ---- arithmetic: on the host ---- */
 
-static const void *stub_of(const struct insn *i)
+static const void *form_of(const struct insn *i)
 {
         unsigned escape = (unsigned)i->imm >> 8 & 7, modrm = (unsigned)i->imm & 0xff;
 
-        return modrm >= 0xc0 ? x87_register_stubs[escape][modrm & 63] : x87_memory_stubs[escape][modrm >> 3 & 7];
+        return modrm >= 0xc0 ? x87_register_forms[escape][modrm & 63] : x87_memory_forms[escape][modrm >> 3 & 7];
 }
 
 static void to_host(const struct x86_fpu *fpu, struct fxsave *image)
@@ -125,7 +125,7 @@ const struct insn *x87_run_register(struct x86_cpu *cpu, const struct insn *i)
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        x87_execute(&image, NULL, stub_of(i), 0);
+        x87_execute(&image, NULL, form_of(i), 0);
         from_host(FPU, &image);
         x87_set_pointers(cpu, i);
         return i + 1;
@@ -138,7 +138,7 @@ HANDLER(run_fcmov)
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        x87_execute(&image, NULL, stub_of(i), (uint32_t)x86_flags(cpu));
+        x87_execute(&image, NULL, form_of(i), (uint32_t)x86_flags(cpu));
         from_host(FPU, &image);
         x87_set_pointers(cpu, i);
         return i + 1;
@@ -151,7 +151,7 @@ const struct insn *x87_run_fcomi(struct x86_cpu *cpu, const struct insn *i)
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        flags = x87_execute(&image, NULL, stub_of(i), 0);
+        flags = x87_execute(&image, NULL, form_of(i), 0);
         from_host(FPU, &image);
         x87_set_pointers(cpu, i);
         simd_set_flags(cpu, flags & (X86_FLAG_CF | X86_FLAG_PF | X86_FLAG_ZF));
@@ -167,7 +167,7 @@ const struct insn *x87_run_load(struct x86_cpu *cpu, const struct insn *i)
         x87_check_pending(cpu);
         simd_read(cpu, insn_linear(cpu, i, i->imm2, false), memory, i->imm2);
         to_host(FPU, &image);
-        x87_execute(&image, memory, stub_of(i), 0);
+        x87_execute(&image, memory, form_of(i), 0);
         from_host(FPU, &image);
         x87_set_pointers(cpu, i);
         return i + 1;
@@ -181,7 +181,7 @@ const struct insn *x87_run_store(struct x86_cpu *cpu, const struct insn *i)
 
         x87_check_pending(cpu);
         to_host(FPU, &image);
-        x87_execute(&image, memory, stub_of(i), 0);
+        x87_execute(&image, memory, form_of(i), 0);
         if (!(image.fsw & ~image.fcw & 0x19))
                 simd_write(cpu, insn_linear(cpu, i, i->imm2, true), memory, i->imm2);
         from_host(FPU, &image);

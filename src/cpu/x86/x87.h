@@ -9,8 +9,8 @@
 #include "cpu/x86/simd.h"
 
 /* The instruction itself and a return, 8 bytes apart: register forms by escape and ModRM; memory forms with [rsi] by ModRM.reg. */
-extern const uint8_t x87_register_stubs[8][64][8] __attribute__((visibility("hidden")));
-extern const uint8_t x87_memory_stubs[8][8][8] __attribute__((visibility("hidden")));
+extern const uint8_t x87_register_forms[8][64][8] __attribute__((visibility("hidden")));
+extern const uint8_t x87_memory_forms[8][8][8] __attribute__((visibility("hidden")));
 
 /* The long way. */
 const struct insn *x87_run_register(struct x86_cpu *cpu, const struct insn *i);

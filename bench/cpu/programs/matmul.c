@@ -2,12 +2,12 @@
  * Multiplies square matrices of doubles. `matmul scalar`: plain loops, one number at a time; `sse2`: two at a time; `avx2`: four
  * at a time. All add in the same order, so the results are equal.
  */
+#include "../../kernels.h"
 #include "../bench.h"
 
 #define SIZE 192
 
 typedef double pair __attribute__((vector_size(16)));
-typedef double quad __attribute__((vector_size(32)));
 
 static __attribute__((noinline, optimize("no-tree-vectorize"))) void scalar(double *c, const double *a, const double *b)
 {
@@ -41,22 +41,7 @@ static BENCH_NOINLINE void sse2(double *c, const double *a, const double *b)
 
 static __attribute__((noinline, target("avx2"))) void avx2(double *c, const double *a, const double *b)
 {
-        for (int i = 0; i < SIZE; i++)
-                for (int j = 0; j < SIZE; j += 16) {
-                        quad *to = (quad *)&c[i * SIZE + j], s0 = to[0], s1 = to[1], s2 = to[2], s3 = to[3];
-
-                        for (int k = 0; k < SIZE; k++) {
-                                const quad *from = (const quad *)&b[k * SIZE + j];
-                                double y = a[i * SIZE + k];
-                                quad x = { y, y, y, y };
-
-                                s0 += x * from[0];
-                                s1 += x * from[1];
-                                s2 += x * from[2];
-                                s3 += x * from[3];
-                        }
-                        to[0] = s0, to[1] = s1, to[2] = s2, to[3] = s3;
-                }
+        kernel_matmul_avx2(c, a, b, SIZE);
 }
 
 int main(int argc, char **argv)

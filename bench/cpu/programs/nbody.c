@@ -1,42 +1,17 @@
 /* Five bodies that attract each other: scalar doubles with square roots and divisions in dependent chains. */
+#include "../../kernels.h"
 #include "../bench.h"
 
 #define BODIES 5
 
-struct body {
-        double at[3], speed[3], mass;
-};
-
-static inline double root(double x)
+static BENCH_NOINLINE void advance(struct kernel_body *body, double dt)
 {
-        __asm__("sqrtsd %0, %0" : "+x"(x));
-        return x;
-}
-
-static BENCH_NOINLINE void advance(struct body *body, double dt)
-{
-        for (int i = 0; i < BODIES; i++)
-                for (int j = i + 1; j < BODIES; j++) {
-                        double d[3], square = 0, force;
-
-                        for (int k = 0; k < 3; k++) {
-                                d[k] = body[i].at[k] - body[j].at[k];
-                                square += d[k] * d[k];
-                        }
-                        force = dt / (square * root(square));
-                        for (int k = 0; k < 3; k++) {
-                                body[i].speed[k] -= d[k] * body[j].mass * force;
-                                body[j].speed[k] += d[k] * body[i].mass * force;
-                        }
-                }
-        for (int i = 0; i < BODIES; i++)
-                for (int k = 0; k < 3; k++)
-                        body[i].at[k] += dt * body[i].speed[k];
+        kernel_attract(body, BODIES, 0, dt);
 }
 
 int main(int argc, char **argv)
 {
-        struct body body[BODIES];
+        struct kernel_body body[BODIES];
         uint64_t sum = 0;
         double start;
 

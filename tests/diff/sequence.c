@@ -53,6 +53,7 @@ struct draft {
         struct registers regs;
         unsigned wanted;                  /* instructions */
         int base;                         /* many an operand counts from this register; -1: none in particular */
+        bool accesses;                    /* many an instruction is an access close to where it points */
         unsigned target[CASE_INSNS];      /* of a jump: the instruction's number; 0: no jump */
         uint64_t brought[CASE_INSNS + 1]; /* undefined flags that jumps bring to a place */
 };
@@ -140,7 +141,8 @@ static uint32_t register_bit(const struct draft *d, ZydisRegister reg)
         }
 }
 
-#define RSP_BIT (1u << 4)
+#define RSP 4
+#define RSP_BIT (1u << RSP)
 
 /* What code writes; a stack instruction's RSP, which moves a little, does not count. */
 static uint32_t registers_written(const struct draft *d, const struct code *code)
@@ -189,7 +191,7 @@ static void share_base(const struct draft *d, struct code *code)
         const struct ZydisDecodedInstructionRaw_ *raw = &code->z.raw;
 
         if (d->base < 0 || !(code->z.attributes & ZYDIS_ATTRIB_HAS_MODRM) || raw->modrm.mod == 3 || raw->modrm.rm == 4 ||
-            (raw->modrm.mod == 0 && raw->modrm.rm == 5) || one_in(d->r, 4))
+            (raw->modrm.mod == 0 && raw->modrm.rm == 5) || d->base == RSP || one_in(d->r, 4))
                 return;
         code->bytes[raw->modrm.offset] = (uint8_t)((code->bytes[raw->modrm.offset] & ~7) | d->base);
         if (code->z.attributes & ZYDIS_ATTRIB_HAS_REX)
@@ -223,6 +225,58 @@ static bool draw_form(struct draft *d, struct code *code)
         return operands_join(code, d->r, &d->regs, &d->c->in) && decode(d, code);
 }
 
+/* Where accesses from one register lie on two pages, or some of them fault: on a page that is not there, or for reading only. */
+static uint64_t odd_place(struct random *r)
+{
+        uint64_t near = random_below(r, 160) - 80u;
+
+        switch (random_below(r, 8)) {
+        case 0:
+        case 1:
+        case 2: return DATA_BASE + PAGE + near;
+        case 3:
+        case 4: return DATA_BASE + DATA_BYTES + near;
+        case 5: return DATA_BASE + near;
+        case 6: return RO_BASE + PAGE / 2 + near;
+        default: return DATA_BASE + PAGE / 2 + near;
+        }
+}
+
+/* MOV, ADD, CMP and the like, MOVUPS, MOVSD with [base + disp8]; PUSH and POP. */
+static bool draw_access(struct draft *d, struct code *code)
+{
+        static const uint8_t opcodes[] = { 0x8b, 0x89, 0x8b, 0x89, 0x8a, 0x88, 0x03, 0x01, 0x3b, 0x39, 0x33, 0x31, 0x85, 0x2b, 0x29, 0x0b, 0x21 };
+        uint8_t reg = (uint8_t)random_below(d->r, 8), *to = code->bytes;
+        uint32_t bit = 1u << d->base;
+
+        if (d->regs.written & bit)
+                return false;
+        if (!(d->regs.held & bit)) {
+                d->c->in.gpr[d->base] = odd_place(d->r);
+                d->regs.held |= bit;
+        }
+        memset(code->bytes, 0, sizeof(code->bytes));
+        if (d->base == RSP && one_in(d->r, 2)) {
+                *to = (uint8_t)((one_in(d->r, 2) ? 0x50 : 0x58) | reg);
+                return decode(d, code);
+        }
+        if (one_in(d->r, 6)) {
+                if (one_in(d->r, 2))
+                        *to++ = 0xf2;
+                *to++ = 0x0f;
+                *to++ = one_in(d->r, 2) ? 0x10 : 0x11;
+        } else {
+                if (!d->c->code32 && one_in(d->r, 2))
+                        *to++ = 0x48;
+                *to++ = opcodes[random_below(d->r, ARRAY_SIZE(opcodes))];
+        }
+        *to++ = (uint8_t)(0x40 | reg << 3 | d->base);
+        if (d->base == RSP)
+                *to++ = 0x24;
+        *to = (uint8_t)(random_below(d->r, 128) - 64u);
+        return decode(d, code);
+}
+
 /* Jcc, JMP or JRCXZ over one to three instructions; where to is put in when all are there. */
 static bool draw_jump(struct draft *d, struct code *code, unsigned *target)
 {
@@ -239,6 +293,13 @@ static bool draw_jump(struct draft *d, struct code *code, unsigned *target)
         return decode(d, code);
 }
 
+static bool draw_any(struct draft *d, struct code *code, unsigned *target)
+{
+        if (d->c->count + 2 <= d->wanted && one_in(d->r, 6))
+                return draw_jump(d, code, target);
+        return d->accesses && !one_in(d->r, 3) ? draw_access(d, code) : draw_form(d, code);
+}
+
 /* One more instruction; false when this try does not serve. */
 static bool draw(struct draft *d)
 {
@@ -248,7 +309,7 @@ static bool draw(struct draft *d)
         uint32_t written;
 
         code->address = n ? code[-1].address + code[-1].z.length : case_address(d->c);
-        if (n + 2 <= d->wanted && one_in(d->r, 6) ? !draw_jump(d, code, &target) : !draw_form(d, code))
+        if (!draw_any(d, code, &target))
                 return false;
         if (flags_read(&code->z) & undefined)
                 return false;
@@ -289,7 +350,8 @@ void case_sequence(const struct forms *forms, const ZydisDecoder *decoder, struc
         unsigned tries = 0;
 
         d.wanted = 2 + random_below(r, CASE_INSNS - 1);
-        d.base = one_in(r, 2) ? -1 : (const int8_t[]){ 0, 2, 3, 6, 7 }[random_below(r, 5)];
+        d.base = one_in(r, 2) ? -1 : (const int8_t[]){ 0, 2, 3, RSP, 6, 7 }[random_below(r, 6)];
+        d.accesses = d.base >= 0 && one_in(r, 2);
         c->code32 = forms->code32;
         c->leaves = false;
         c->count = 0;

@@ -57,6 +57,7 @@ struct x86_jit {
         uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */
         bool flags_pending;         /* the flags before the instruction at site are not in cpu->lazy yet */
         bool interpret;             /* the run loop interprets the block at s.rip, translated or not */
+        bool plain;                 /* the next block is to be a plain one (TKEY_PLAIN); lock step only */
         uint64_t tlb_mask;          /* the bits of a linear address that index the TLB */
         uint64_t exec_mask;         /* and the exec TLB */
         uint64_t c_rsp;             /* where helpers run */

@@ -451,6 +451,7 @@ void emit_lates(struct translation *t)
                 case TLATE_CALL: chain_with_flags(t, way->number, &way->from, way->target, way->backward); break;
                 case TLATE_CALL_MISS: emit_call_miss(t, way); break;
                 case TLATE_FLAGS: flags_emit_call(t, way); break;
+                case TLATE_GROUP: group_emit_edge(t, way); break;
                 default: flags_emit_maker(t, way); break;
                 }
         }

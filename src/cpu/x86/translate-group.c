@@ -6,9 +6,10 @@
  * the lowest address and sees that the whole span lies in its page, for writing when any of them writes; RBP then holds the host's
  * address of where the registers pointed, and the others are [rbp + distance], with no look-up and the host's flags left alone.
  *
- * When the check fails execution goes to the tail: the same instructions once more, behind the block, each with its own
- * look-up. So a miss, a fault, a span over two pages and a page that holds code all end in code as it is without groups; what
- * comes behind a tail is the block again, with the flags brought to where the block has them there.
+ * When the check fails nothing of the group has been done yet. A TSITE_GROUP tries to fill the TLB for the whole span. Else (a span over
+ * two pages, a page that holds code, a device, a fault that is not the first instruction's) execution goes on in a *plain* block
+ * (TKEY_PLAIN), which begins at the group's first instruction, has no groups, and leads to ordinary blocks. Once a span has lain on
+ * two pages the edge is linked to that block, since the next will, too: a loop over such a stack frame stays in emitted code.
  *
  * Nothing between the check and the last access may leave translated code and come back (a service could take the translation away),
  * so a group ends before any such site. A conditional jump out of it is none, nor is an exception of vector arithmetic.
@@ -16,6 +17,7 @@
 #include "cpu/x86/translate.h"
 
 #define SPAN_MAX 512
+#define EDGE_BYTES 10 /* the last 4 are the jump's */
 
 /* Registers that accesses count from, numbers as s.gpr[] has them; GPR_ZERO: none. */
 struct origin {
@@ -178,6 +180,8 @@ static void find_group(struct translation *t, unsigned first)
 
 void groups_find(struct translation *t)
 {
+        if (t->source->key & TKEY_PLAIN)
+                return;
         for (unsigned n = 0; n < t->count; n++)
                 if (!t->insn[n].group)
                         find_group(t, n);
@@ -187,50 +191,54 @@ bool group_takes(const struct translation *t, const struct tinsn *i)
 {
         const struct tgroup *group = i->group;
 
-        if (!group || t->in_tail || i->access == TACCESS_NONE)
+        if (!group || i->access == TACCESS_NONE)
                 return false;
         if (i->access == TACCESS_OPERAND)
                 return i->insn.base / 8 == group->base && i->insn.index / 8 == group->index && i->insn.shift == group->shift;
         return group->base == X86_RSP && group->index == GPR_ZERO;
 }
 
-/* ---- tails ---- */
+/* ---- the edge ---- */
 
-static void rejoin(struct translation *t, struct tgroup *group)
+static int32_t first_disp(const struct tinsn *first)
 {
-        unsigned want = group->places_after;
-
-        /* Operands go to the same slots here and there, or to none: what comes behind relies on it. */
-        if (group->needed_after && want == TPLACE_RECIPE &&
-            (!(t->places & TPLACE_RECIPE) || memcmp(&t->recipe, &group->recipe_after, sizeof(t->recipe))))
-                t->failed = true;
-
-        if (!group->needed_after)
-                want = 0;
-        if (want & (TPLACE_HOST | TPLACE_SAVED) & ~t->places)
-                flags_to_host(t);
-        if (want & TPLACE_SAVED && !(t->places & TPLACE_SAVED)) {
-                t->places = TPLACE_HOST;
-                flags_keep(t);
-        }
-        asm_jmp(t->a, &group->back);
+        return first->access == TACCESS_PUSH ? -8 : first->access == TACCESS_POP ? 0 : (int32_t)first->insn.disp;
 }
 
-void groups_emit_tails(struct translation *t)
+struct tsite *group_edge(struct translation *t, struct tinsn *first, struct asm_label **slow)
 {
-        for (struct tgroup *group = t->group; group < t->group + t->groups; group++) {
-                if (!group->emitted)
-                        continue;
-                asm_bind(t->a, &group->tail);
-                t->places = group->places;
-                t->recipe = group->recipe;
-                t->real = group->real;
-                t->tlb_mode = group->tlb_mode;
-                for (unsigned n = group->first; n <= group->last && !t->a->full && !t->failed; n++) {
-                        t->slotted = false;
-                        t->insn[n].emit(t, &t->insn[n]);
-                }
-                if (!t->insn[group->last].ends)
-                        rejoin(t, group);
-        }
+        const struct tgroup *group = first->group;
+        struct tsite *site;
+        struct access own;
+        struct tlate *late;
+        uint32_t number;
+
+        access_of(first, &own);
+        site = translate_site(t, TSITE_GROUP, first, &number);
+        late = translate_late(t, TLATE_GROUP, number);
+        late->target = first->x87_op;
+        *slow = &late->from;
+        site->stack = first->access != TACCESS_OPERAND;
+        site->size_bytes = first->miss_to_handler ? 0 : (uint8_t)own.size_bytes;
+        site->write = own.write;
+        site->below = (uint16_t)(first_disp(first) - group->low);
+        site->span = (uint16_t)(group->high - group->low);
+        site->span_write = group->write;
+        site->retry = translate_here(t);
+        return site;
+}
+
+/* Linked, it takes the flags along where the site has them, or in the host's when they are a recipe (translator.c: entry_for()). */
+void group_emit_edge(struct translation *t, struct tlate *late)
+{
+        struct tsite *site = translator_site_at(t->tr, late->number);
+
+        asm_bind(t->a, &late->from);
+        x87_store(t, late->target);
+        if (!(t->places & TPLACE_SAVED))
+                flags_to_host(t);
+        asm_align(t->a, 4, EDGE_BYTES);
+        site->patch = translate_here(t) + EDGE_BYTES - 4;
+        site->next = translator_thunk(t->tr, TTHUNK_MEMORY);
+        translate_edge_here(t, late->number, TTHUNK_MEMORY);
 }

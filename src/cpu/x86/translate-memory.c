@@ -167,20 +167,17 @@ static struct tsite *look_up_stack(struct translation *t, struct tinsn *i, unsig
 static struct tsite *look_up_in_group(struct translation *t, struct tinsn *i, int32_t disp)
 {
         struct tgroup *group = i->group;
+        struct asm_label *slow;
         unsigned base, index;
 
         if (i == &t->insn[group->first]) {
                 flags_keep(t);
                 t->places &= ~(unsigned)TPLACE_HOST;
-                group->places = t->places;
-                group->recipe = t->recipe;
-                group->real = t->real;
-                group->tlb_mode = t->tlb_mode;
-                group->emitted = true;
+                group_edge(t, i, &slow);
                 base = address_part(t, (uint8_t)(group->base * 8), TREG_ADDRESS);
                 index = address_part(t, (uint8_t)(group->index * 8), TREG_SCRATCH);
                 address_sum(t, base, index, 1u << group->shift, group->low, 8);
-                emit_probe(t, (unsigned)(group->high - group->low), group->write, &group->tail);
+                emit_probe(t, (unsigned)(group->high - group->low), group->write, slow);
                 asm_lea(t->a, TREG_ADDRESS, asm_at_index(TREG_SCRATCH, TREG_ADDRESS, 1, -group->low));
         }
         t->member = true;

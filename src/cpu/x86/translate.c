@@ -4,7 +4,6 @@
  *      host + 0    jmp                                                              for services: flags in the host's
  *      host + 16   lea rcx, [rbp - offset in the page]; mov gs:[GPR_BLOCK], rcx     for the jump cache
  *      host + 32   the block                                                       for direct branches: flags in jit.flags
- *                  the tails of its groups
  *                  once more, when it ends with a branch to its own start: emit_loop_head()
  *                  its edges
  */
@@ -193,7 +192,7 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
                 return false;
         choose(i, t->source->key);
         /* What comes behind the call is there already. */
-        if (i->hands_on && !i->ends && translator_known(t->tr, (t->source->gpa & ~(GUEST_PAGE_SIZE - 1)) + i->insn.end, t->source->key))
+        if (i->hands_on && !i->ends && translator_known(t->tr, (t->source->gpa & ~(GUEST_PAGE_SIZE - 1)) + i->insn.end, t->source->key & ~TKEY_PLAIN))
                 i->ends = true;
         t->count++;
         return true;
@@ -227,7 +226,7 @@ static int lift(struct translation *t)
         return t->count ? 0 : -ENOTSUP;
 }
 
-/* A member of a group cannot fail but in its tail. */
+/* Of a group only the first fails, for all. */
 static bool leaves(const struct translation *t, const struct tinsn *i)
 {
         if (!i->site || i->faults || i->ends || !group_takes(t, i))
@@ -348,14 +347,6 @@ static void emit_end(struct translation *t)
         emit_exit(t, t->end_target);
 }
 
-static void group_ends(struct translation *t, struct tinsn *last)
-{
-        last->group->places_after = t->places;
-        last->group->recipe_after = t->recipe;
-        last->group->needed_after = last->needed_after;
-        asm_bind(t->a, &last->group->back);
-}
-
 /* A register form that the processor fuses with the branch behind it: what it becomes can be moved. */
 static bool fuses(const struct translation *t, const struct tinsn *i)
 {
@@ -406,25 +397,14 @@ static void emit_insns(struct translation *t)
                 i->emit(t, i);
                 if (fuses(t, i))
                         fit_pair(t->a, start);
-                if (i->group && i->group->last == n && !i->ends)
-                        group_ends(t, i);
         }
         emit_end(t);
-        t->in_tail = true;
-        find_needed(t);
-        groups_emit_tails(t);
 }
 
 static void emit_loop(struct translation *t)
 {
-        for (unsigned n = 0; n < t->groups; n++) {
-                t->group[n].emitted = false;
-                t->group[n].tail = t->group[n].back = (struct asm_label){ 0 };
-        }
-        t->in_tail = false;
         t->in_loop = true;
         t->tlb_mode = t->source->key >> 28;
-        find_needed(t);
         emit_loop_head(t);
         emit_insns(t);
 }
@@ -460,7 +440,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->source = source;
         t->tlb_mode = source->key >> 28 & 7;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-        t->failed = t->in_tail = t->member = false;
+        t->failed = t->member = false;
         t->groups = 0;
         t->loops = t->in_loop = false;
         t->loop = (struct asm_label){ 0 };
@@ -470,7 +450,7 @@ int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tso
         t->recipe = (struct tflags_recipe){ 0 };
         r = lift(t);
         if (r == 0) {
-                t->may_loop = t->count <= LOOP_INSNS_MAX && !translator_lock_step(tr);
+                t->may_loop = t->count <= LOOP_INSNS_MAX && !(source->key & TKEY_PLAIN) && !translator_lock_step(tr);
                 x87_plan(t);
                 groups_find(t);
                 find_needed(t);

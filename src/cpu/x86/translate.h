@@ -58,14 +58,8 @@ enum tplace { TPLACE_HOST = 1, TPLACE_SAVED = 2, TPLACE_RECIPE = 4 };
 struct tgroup {
         uint8_t first, last;       /* instructions */
         uint8_t base, index, shift; /* guest registers, GPR_BLOCK, GPR_ZERO */
-        bool write, emitted;
+        bool write;
         int32_t low, high;         /* what is accessed, from the registers as they are at first */
-        unsigned tlb_mode;         /* STAC and CLAC behind it change the block's */
-        struct asm_label tail, back;
-        unsigned places, places_after;
-        bool real;
-        uint16_t needed_after;
-        struct tflags_recipe recipe, recipe_after;
 };
 
 struct tedge {
@@ -78,9 +72,9 @@ struct tedge {
 
 /*
  * What is emitted behind the block: a call's way to a target that it is not linked to, or that is not in the jump cache; the way to the code
- * that makes flags, and back; such code.
+ * that makes flags, and back; such code; the edge of a group whose look-up failed.
  */
-enum tlate_kind { TLATE_CALL, TLATE_CALL_MISS, TLATE_FLAGS, TLATE_MAKER };
+enum tlate_kind { TLATE_CALL, TLATE_CALL_MISS, TLATE_FLAGS, TLATE_MAKER, TLATE_GROUP };
 struct tlate {
         uint8_t kind;        /* enum tlate_kind */
         bool real, backward;
@@ -111,7 +105,6 @@ struct translation {
         bool calls;          /* a call is among them, behind which the block goes on */
         uint32_t x87_last;   /* to be stored where execution runs off the end */
         unsigned groups;
-        bool in_tail;
         bool may_loop;             /* a branch to the block's start may lead into a second copy (emit_loop_head()) */
         bool loops, in_loop;       /* one does; that copy is being emitted */
         struct asm_label loop;     /* its start, where loop_recipe holds */
@@ -206,7 +199,9 @@ void memory_address(struct translation *t, const struct insn *insn);
 void groups_find(struct translation *t);
 /* i's access is by its group's look-up, here and now. */
 bool group_takes(const struct translation *t, const struct tinsn *i);
-void groups_emit_tails(struct translation *t);
+/* Where a group's look-up fails: the label of what is emitted behind the block. */
+struct tsite *group_edge(struct translation *t, struct tinsn *first, struct asm_label **slow);
+void group_emit_edge(struct translation *t, struct tlate *late);
 
 /* ---- translate-rewrite.c ---- */
 

@@ -62,6 +62,8 @@ struct tblock *translator_lookup(const struct translator *tr, uint64_t gpa, uint
  */
 const struct tblock *translator_find_crossing(const struct x86_cpu *cpu, uint64_t rip);
 const struct tblock *translator_make_crossing(struct x86_cpu *cpu, uint64_t rip);
+/* The plain block at an offset in block's page, as things are; it is made when there is none. NULL: not now. */
+struct tblock *translator_plain(struct x86_cpu *cpu, const struct tblock *block, uint32_t offset);
 /* Links the site, or the one that stands for it, to the block; takes the lock. Nothing is done when either died. */
 void translator_link(struct translator *tr, struct tsite *site, struct tblock *to);
 /* The block whose host code holds that offset; NULL. */

@@ -300,23 +300,83 @@ static uint64_t access_address(const struct x86_cpu *cpu, const struct tsite *si
         return insn->seg >= X86_FS ? address + cpu->s.seg[insn->seg].base : address;
 }
 
+static bool in_one_page(uint64_t linear, unsigned size_bytes)
+{
+        return (linear & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - size_bytes;
+}
+
+static const void *deliver_fault(struct x86_cpu *cpu, const struct tsite *site, const struct fast_fault *fault)
+{
+        flags_in(cpu, site);
+        at_rip(cpu, insn_rip(cpu, site->insn->start));
+        fast_fault_deliver(cpu, fault);
+        return go_on(cpu, true);
+}
+
+/* Without the group: nothing of it has been done. link: as from now on. */
+static const void *go_on_plain(struct x86_cpu *cpu, struct tsite *site, bool link)
+{
+        struct translator *tr = cpu->translator;
+        uint64_t rip = insn_rip(cpu, site->insn->start);
+        struct tblock *plain;
+
+        flags_in(cpu, site);
+        at_rip(cpu, rip);
+        if (run_loop_wanted(cpu)) {
+                cpu->jit.plain = tr->lock_step;
+                cpu->jit.interpret = !tr->lock_step;
+                return out(cpu);
+        }
+        translator_vectors_out(cpu);
+        plain = translator_plain(cpu, site->block, site->insn->start);
+        if (!plain) {
+                cpu->jit.interpret = true;
+                return NULL;
+        }
+        if (link)
+                translator_link(tr, site, plain);
+        flags_out(cpu);
+        return enter_direct(cpu, plain, rip);
+}
+
+/*
+ * A group's look-up failed. Whatever its first instruction meets is raised here as it would be without a group; what the others
+ * would is for the plain block.
+ */
+static const void *serve_group(struct x86_cpu *cpu, struct tsite *site, uint64_t linear)
+{
+        uint64_t span = linear - site->below;
+        struct fast_fault fault;
+
+        if (mmu_fill_fast(cpu, span, site->span, site->span_write))
+                return retry(cpu, site);
+        if (!in_one_page(span, site->span))
+                return go_on_plain(cpu, site, true);
+        if (!site->size_bytes || !x86_canonical(linear))
+                return go_on_plain(cpu, site, false);
+        if (fast_fault_prepare(cpu, linear, site->size_bytes, site->write, &fault))
+                return deliver_fault(cpu, site, &fault);
+        translator_vectors_out(cpu);
+        if (mmu_fill(cpu, linear, site->size_bytes, site->write) && tlb_find(cpu, span, site->span, site->span_write))
+                return retry(cpu, site);
+        return go_on_plain(cpu, site, false);
+}
+
 const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        const struct tsite *site = site_at(cpu, number);
+        struct tsite *site = (struct tsite *)site_at(cpu, number);
         uint64_t linear = access_address(cpu, site);
         struct fast_fault fault;
 
         begin(cpu, number);
         cpu->insn = site->insn;
         cpu->jit.tlb_misses++;
+        if (site->kind == TSITE_GROUP)
+                return serve_group(cpu, site, linear);
         if (mmu_fill_fast(cpu, linear, site->size_bytes, site->write))
                 return retry(cpu, site);
-        if (fast_fault_prepare(cpu, linear, site->size_bytes, site->write, &fault)) {
-                flags_in(cpu, site);
-                at_rip(cpu, insn_rip(cpu, site->insn->start));
-                fast_fault_deliver(cpu, &fault);
-                return go_on(cpu, true);
-        }
+        if (fast_fault_prepare(cpu, linear, site->size_bytes, site->write, &fault))
+                return deliver_fault(cpu, site, &fault);
         translator_vectors_out(cpu);
         if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write))
                 return retry(cpu, site);

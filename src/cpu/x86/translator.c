@@ -302,6 +302,8 @@ static void store_rel32(struct translator *tr, uint32_t at, uint32_t target)
 /* Where the site may enter the block; 0: nowhere. */
 static uint32_t entry_for(const struct tsite *site, const struct tblock *to)
 {
+        if (site->kind == TSITE_GROUP)
+                return site->flags == TFLAGS_SAVED ? to->fast : to->with_host;
         if (to->entry == TENTRY_FAULTS && site->passes && !(site->passes_by & to->fast_changes))
                 return to->fast;
         if (!site->not_host)
@@ -592,13 +594,13 @@ static int translate_locked(struct translator *tr, struct x86_cpu *cpu, const st
 }
 
 /* NULL: it cannot be translated, or not now. */
-static struct tblock *translate_at(struct x86_cpu *cpu, uint64_t gpa, const uint8_t *host, int *error)
+static struct tblock *translate_at(struct x86_cpu *cpu, uint64_t gpa, uint32_t key, const uint8_t *host, int *error)
 {
         struct translator *tr = cpu->translator;
         uint64_t page = gpa & ~(GUEST_PAGE_SIZE - 1);
         uint8_t bytes[GUEST_PAGE_SIZE];
         struct tsource source = {
-                .gpa = gpa, .bytes = bytes, .size_bytes = GUEST_PAGE_SIZE - (gpa & (GUEST_PAGE_SIZE - 1)), .key = translation_key(cpu),
+                .gpa = gpa, .bytes = bytes, .size_bytes = GUEST_PAGE_SIZE - (gpa & (GUEST_PAGE_SIZE - 1)), .key = key,
         };
         const _Atomic uint32_t *code = guest_region_code(guest_memory_find(cpu->mem, gpa), gpa);
         struct tblock *block = NULL;
@@ -615,6 +617,20 @@ static struct tblock *translate_at(struct x86_cpu *cpu, uint64_t gpa, const uint
         pthread_mutex_unlock(&tr->lock);
         stats_phase(cpu->stats, before);
         return *error ? NULL : block;
+}
+
+struct tblock *translator_plain(struct x86_cpu *cpu, const struct tblock *block, uint32_t offset)
+{
+        uint64_t gpa = TPAGE_BASE(block->gpa) | offset;
+        uint32_t key = translation_key(cpu) | TKEY_PLAIN;
+        struct tblock *plain = translator_lookup(cpu->translator, gpa, key);
+        const struct guest_region *region;
+        int error;
+
+        if (plain)
+                return plain;
+        region = guest_memory_find(cpu->mem, gpa);
+        return region ? translate_at(cpu, gpa, key, region->host + (gpa - region->gpa), &error) : NULL;
 }
 
 /* ---- instructions that go on in the next page ---- */
@@ -711,14 +727,17 @@ const struct tblock *translator_find(struct x86_cpu *cpu)
         uint64_t rip = cpu->s.rip, gpa;
         const uint8_t *host;
         const struct tblock *block;
-        uint32_t *heat;
+        bool plain = cpu->jit.plain;
+        uint32_t *heat, key;
         int error;
 
         if (!x86_canonical(rip))
                 return NULL;
         translator_begin(cpu);
         gpa = mmu_fetch(cpu, rip, &host);
-        block = translator_lookup(cpu->translator, gpa, translation_key(cpu));
+        key = translation_key(cpu) | (plain ? TKEY_PLAIN : 0);
+        cpu->jit.plain = false;
+        block = translator_lookup(cpu->translator, gpa, key);
         if (!block && may_cross(cpu->translator, rip))
                 block = translator_find_crossing(cpu, rip);
         if (block || !host)
@@ -728,9 +747,9 @@ const struct tblock *translator_find(struct x86_cpu *cpu)
          * costs more than what runs once. The kernel's when it was seen some times, since most of what boots it runs once.
          */
         heat = block_heat(cpu, gpa);
-        if (heat ? *heat : !(cpu->mode_key & MODE_USER))
+        if (!plain && (heat ? *heat : !(cpu->mode_key & MODE_USER)))
                 return NULL;
-        block = translate_at(cpu, gpa, host, &error);
+        block = translate_at(cpu, gpa, key, host, &error);
         if (!block && error == -ENOTSUP && may_cross(cpu->translator, rip))
                 return translator_make_crossing(cpu, rip);
         if (!block && error == -ENOTSUP) {

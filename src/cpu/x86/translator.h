@@ -31,9 +31,12 @@ static inline uint32_t translation_key(const struct x86_cpu *cpu)
 
 /* In a block's key: it is the one instruction that begins at gpa and goes on in the next page. */
 #define TKEY_CROSSING (1u << 31)
+/* It is entered where a group's look-up failed, and has no groups (translate-group.c). What it leads to are blocks without this. */
+#define TKEY_PLAIN (1u << 27)
 
 enum tsite_kind {
         TSITE_MEMORY,  /* an access missed the TLB: fill and retry, or do the instruction by its handler */
+        TSITE_GROUP,   /* the look-up of a group failed; insn is its first instruction. Fill and retry, or on in a plain block, which may be linked */
         TSITE_HANDLER, /* the interpreter's handler does this instruction */
         TSITE_CHAIN,   /* a direct branch that is not linked yet; target is an offset in the page (may be outside of it) */
         TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP; insn is the branch, already done (RSP changed, pushed) */
@@ -73,6 +76,8 @@ struct tsite {
          */
         bool passes, not_host;
         uint16_t passes_by;
+        uint16_t below, span; /* TSITE_GROUP: how far below insn's own access its accesses begin, and their size; insn's is size_bytes, write, stack */
+        bool span_write;
         uint32_t instead;
         bool x87;            /* code at retry and next wants the x87 state in the host's x87 unit */
         uint32_t x87_op;     /* for jit.x87_op; 0: what is there counts */

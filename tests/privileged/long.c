@@ -23,15 +23,19 @@ struct frame {
 #define MAP 0x40000000ull /* the 2 MiB whose page table the paging checks own */
 
 extern uint64_t gdt[], pml4[], pdpt[], pd[], syscall_rcx, syscall_r11, syscall_flags, syscall_cs, syscall_ss;
-extern uint8_t vectors[], tss[], stack_top[], user_return[], syscall_entry[];
+extern volatile uint64_t syscall_count;
+extern uint8_t vectors[], tss[], stack_top[], user_return[], syscall_entry[], syscall_hot[];
 void enter_user(uint64_t rip, uint64_t rsp, uint64_t rflags);
 void enter_compat(uint64_t eip, uint64_t esp);
+void enter_calls(uint64_t rip, uint64_t rsp, uint64_t rflags, uint64_t rdi, uint64_t rbx);
 void main(void);
 
 static struct { uint16_t low, selector, flags, middle; uint32_t high, zero; } idt[256];
 volatile uint64_t last_dr6; /* changed by trap(), as what follows */
 volatile bool step_stop; /* #DB: count and go on until it is false */
 volatile uint64_t steps[16];
+volatile bool all_end; /* exceptions at CPL 0 end a user program, too */
+volatile uint64_t interrupts_elsewhere; /* those that were not taken at the address SYSRET returned to */
 static uint64_t pt[512] __attribute__((aligned(4096)));
 static uint8_t page_a[4096] __attribute__((aligned(4096))), page_b[4096] __attribute__((aligned(4096)));
 static uint8_t user_stack[4096] __attribute__((aligned(16))), ist_stack[3][4096] __attribute__((aligned(16)));
@@ -48,6 +52,7 @@ void trap(struct frame *f)
         }
         if (f->vector == 0x40) { /* an interrupt: end it at the local APIC */
                 *(volatile uint32_t *)0xfee000b0 = 0;
+                interrupts_elsewhere += f->ip != syscall_rcx || (f->cs & 3) != 3;
                 return;
         }
         if (f->vector == 1 && step_stop) {
@@ -55,7 +60,7 @@ void trap(struct frame *f)
                         steps[traps - 1] = f->ip;
                 return;
         }
-        if (f->vector == 0x80 || (f->cs & 3) == 3) /* a user program's end */
+        if (f->vector == 0x80 || (f->cs & 3) == 3 || all_end) /* a user program's end */
                 trap_to_kernel(f, user_return);
         else
                 trap_resume(f);
@@ -372,6 +377,72 @@ static void check_user(void)
         run_user(user_syscall, 2);
         CHECK_FAULT("SYSCALL with SCE clear", 6, 0);
         wrmsr(0xc0000080, rdmsr(0xc0000080) | 1);
+}
+
+/* On user pages alone: code on the first, stack on the second. RBX becomes 0 when all went as it should. */
+static __attribute__((naked)) void user_calls(void)
+{
+        __asm__ volatile("1: leaq 2f(%rip), %r13\n cmpl $1000, %ebx\n pushfq\n popq %r12\n syscall\n"
+                         "2: nop\n pushfq\n popq %rax\n cmpq %r11, %rax\n jne 3f\n cmpq %r11, %r12\n jne 3f\n cmpq %r13, %rcx\n jne 3f\n"
+                         "decl %ebx\n jnz 1b\n int $0x80\n 3: ud2");
+}
+
+#define CALLS 2000
+
+static void run_calls(uint64_t asks)
+{
+        last = (struct frame){ .vector = NONE };
+        syscall_count = syscall_flags = interrupts_elsewhere = traps = 0;
+        enter_calls(MAP, MAP + 2 * 4096, 0x202, asks, CALLS);
+}
+
+/* SYSCALL and SYSRET as Linux uses them, hot, with SMAP and SMEP: vol. 2B "SYSCALL", "SYSRET", 4.6, 6.8.1. */
+static void check_hot_calls(void)
+{
+        volatile uint32_t *apic = (void *)0xfee00000;
+
+        for (unsigned i = 0; i < 128; i++)
+                page_a[i] = ((const uint8_t *)(uintptr_t)user_calls)[i];
+        map(0, page_a, P | RW | US);
+        map(1, page_b, P | RW | US);
+        for (unsigned i = 0; i < 2048; i++)
+                if (i != 512)
+                        pd[i] &= ~US;
+        WRITE_CR(3, READ_CR(3));
+        apic[0xf0 / 4] = 0x1ff;
+        WRITE_CR(4, READ_CR(4) | 3ull << 20);
+        wrmsr(0xc0000082, (uint64_t)syscall_hot);
+        wrmsr(0xc0000084, 0x47fd5); /* status flags, TF, IF, DF, IOPL, NT, AC */
+        all_end = true;
+        run_calls(0);
+        CHECK_FAULT("system calls, hot", 0x80, 0);
+        check_eq("their number", syscall_count, CALLS);
+        check_eq("all came back with their flags and addresses", last.rbx, 0);
+        check_eq("the kernel's RFLAGS", syscall_flags, 2);
+        run_calls(1);
+        CHECK_FAULT("system calls with interrupts that wait", 0x80, 0);
+        check_eq("each interrupt came, and the program's end", traps, CALLS + 1);
+        check_eq("before the first instruction behind SYSRET", interrupts_elsewhere, 0);
+        run_calls(2);
+        CHECK_STRICT("SYSRET to an address that is not canonical, hot", 13, 0);
+        if (!tcg)
+                check_eq("it faults at CPL 0", last.cs, 8);
+        run_calls(3);
+        CHECK_FAULT("SYSRET that sets TF, hot", 1, 0);
+        wrmsr(0xc0000084, 0x7fd5); /* AC stays: the kernel may use user pages */
+        run_calls(4);
+        CHECK_FAULT("SYSRET that sets AC, hot", 6, 0);
+        check_eq("AC is set behind it", last.flags >> 18 & 1, 1);
+        wrmsr(0xc0000080, rdmsr(0xc0000080) & ~1ull);
+        run_calls(0);
+        CHECK_FAULT("SYSCALL without SCE, when it was hot", 6, 0);
+        check_eq("at SYSCALL", last.r13 - last.ip, 2);
+        wrmsr(0xc0000080, rdmsr(0xc0000080) | 1);
+        all_end = false;
+        WRITE_CR(4, READ_CR(4) & ~(3ull << 20));
+        for (unsigned i = 0; i < 2048; i++)
+                pd[i] |= US;
+        WRITE_CR(3, READ_CR(3));
 }
 
 static void check_exceptions(void)
@@ -742,6 +813,7 @@ void main(void)
         check_segments();
         check_paging();
         check_user();
+        check_hot_calls();
         check_debug();
         check_interrupts();
         check_double_fault();

@@ -52,6 +52,7 @@ struct x86_jit {
         const struct tsite *sites;  /* the translator's; and the code cache: for finding the code that makes the flags of a site */
         uintptr_t code;
         uint64_t flags_of[2];       /* operands of recipes that are not in guest registers any more */
+        uint64_t status;            /* the status flags, while a service hands them on (translator-service.c) */
         uint16_t host_flags;        /* the same of the host's flags when code was left for a service, and what it goes on with */
         uint32_t site;              /* the site being served, for translator_recover(); 0: none */
         uint8_t vectors_out;        /* the guest's vector registers and MXCSR are in s.fpu: 1; 0: in the host's registers */
@@ -68,7 +69,6 @@ struct x86_jit {
         struct x86_cpu *self;
         uint32_t host_mxcsr;        /* for C code */
         uint64_t shadow_base;       /* RSP with an empty shadow stack */
-        uint64_t user_shadow;       /* RSP when the user called the kernel; 0: none */
         uint64_t temp[4];           /* for emitted sequences */
         uint32_t x87_out;           /* the guest's x87 state is in s.fpu: 1; 0: in the host's x87 unit (translator-x87.c) */
         uint32_t x87_op;            /* 0: out, the last x87 instruction: FOP, TX87_OP_VALID, its offset in the page x87_page */
@@ -80,6 +80,7 @@ struct x86_jit {
         void *shadow_map, *signal_stack; /* mappings */
         size_t shadow_map_size;
         struct tjump jump[2][TJUMP_KERNEL_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
+        struct tjump_second second; /* TLB_SUPERVISOR_SMAP's */
 };
 
 #define X86_PAUSES_YIELD 256u /* emit_pause() compares a byte */
@@ -375,6 +376,9 @@ void mmu_space_changed(struct x86_cpu *cpu, bool keep);
 
 /* Where translated code of rip is, for tlb_mode; rip's page is in the exec TLB. */
 void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host);
+/* The same in the jump cache, or put back into it from the second one; NULL: not known. And: not to be known any more. */
+const struct tjump *tjump_find(struct x86_cpu *cpu, uint64_t rip);
+void tjump_drop(struct x86_cpu *cpu, uint64_t rip);
 /* Empties jump caches, and the shadow stack: those of the current space, the supervisor's, all. */
 enum tjump_scope { TJUMPS_SPACE = 1u, TJUMPS_SHARED = 2u, TJUMPS_ALL = 4u };
 void tjump_forget(struct x86_cpu *cpu, unsigned scope);

@@ -258,6 +258,14 @@ void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t 
 
 /* ---- jump caches ---- */
 
+static void second_empty(struct tjump_second *second)
+{
+        if (++second->generation)
+                return;
+        memset(second->entry, 0, sizeof(second->entry));
+        second->generation = 1;
+}
+
 static void jumps_empty(struct tjump *jump, unsigned entries, struct tjump_fills *fills)
 {
         if (fills->count > TJUMP_FILLS) {
@@ -268,6 +276,16 @@ static void jumps_empty(struct tjump *jump, unsigned entries, struct tjump_fills
                         jump[fills->at[i]].rip = tjump_empty_rip(fills->at[i]);
         }
         fills->count = 0;
+}
+
+static struct tjump *jump_at(struct x86_cpu *cpu, uint64_t rip)
+{
+        return (cpu->tlb_mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[cpu->tlb_mode]) + tjump_index(cpu->tlb_mode, rip);
+}
+
+static struct tjump_second *second_of(struct x86_cpu *cpu)
+{
+        return cpu->tlb_mode == TLB_USER ? &cpu->space->second : &cpu->jit.second;
 }
 
 void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host)
@@ -281,6 +299,40 @@ void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host)
         else
                 fills->count = TJUMP_FILLS + 1;
         jump[index] = (struct tjump){ rip, (uintptr_t)host };
+        if (mode != TLB_SUPERVISOR) {
+                struct tjump_second *second = second_of(cpu);
+
+                index = tjump_second_index(rip);
+                second->entry[index].rip = rip;
+                second->entry[index].host = (uint32_t)((uintptr_t)host - cpu->jit.code);
+                second->entry[index].generation = second->generation;
+        }
+}
+
+/* What the second table knows has its place in the jump cache among the fills since both were emptied. */
+const struct tjump *tjump_find(struct x86_cpu *cpu, uint64_t rip)
+{
+        struct tjump *jump = jump_at(cpu, rip);
+        const struct tjump_second *second = second_of(cpu);
+        unsigned index = tjump_second_index(rip);
+
+        if (jump->rip == rip)
+                return jump;
+        if (cpu->tlb_mode == TLB_SUPERVISOR || second->entry[index].rip != rip || second->entry[index].generation != second->generation)
+                return NULL;
+        *jump = (struct tjump){ rip, cpu->jit.code + second->entry[index].host };
+        return jump;
+}
+
+void tjump_drop(struct x86_cpu *cpu, uint64_t rip)
+{
+        struct tjump *jump = jump_at(cpu, rip);
+        struct tjump_second *second = second_of(cpu);
+
+        if (jump->rip == rip)
+                jump->rip = tjump_empty_rip(tjump_index(cpu->tlb_mode, rip));
+        if (second->entry[tjump_second_index(rip)].rip == rip)
+                second->entry[tjump_second_index(rip)].generation = 0;
 }
 
 static struct x86_space *space_at(struct x86_cpu *cpu, unsigned n)
@@ -293,6 +345,7 @@ static void space_forget_jumps(struct x86_cpu *cpu, unsigned n)
         if (!cpu->spaces[n].ready)
                 return;
         jumps_empty(space_at(cpu, n)->jump, TJUMP_ENTRIES, &cpu->spaces[n].fills);
+        second_empty(&space_at(cpu, n)->second);
         exec_forgot_jumps(&cpu->spaces[n].exec_used);
 }
 
@@ -307,10 +360,10 @@ void tjump_forget(struct x86_cpu *cpu, unsigned scope)
         if (scope & (TJUMPS_ALL | TJUMPS_SHARED)) {
                 for (unsigned i = 0; i < 2; i++)
                         jumps_empty(cpu->jit.jump[i], TJUMP_KERNEL_ENTRIES, &cpu->jump_fills[i]);
+                second_empty(&cpu->jit.second);
                 exec_forgot_jumps(&cpu->shared_exec_used);
         }
         cpu->jit.rsp = cpu->jit.shadow_base;
-        cpu->jit.user_shadow = 0;
 }
 
 /* ---- spaces ---- */
@@ -328,6 +381,7 @@ static void space_make_ready(struct x86_cpu *cpu, unsigned n)
         exec_reset(space->exec, &info->exec_used);
         info->fills.count = TJUMP_FILLS + 1;
         jumps_empty(space->jump, TJUMP_ENTRIES, &info->fills);
+        second_empty(&space->second);
         info->ready = true;
 }
 
@@ -439,9 +493,8 @@ void mmu_space_changed(struct x86_cpu *cpu, bool keep)
                 return; /* the same tables, and nothing to drop */
         cpu->spaces[n].base = base;
         shared_drop_locals(cpu);
-        /* Return addresses of the space that is left, and the depth that its system call has kept. */
+        /* Return addresses of the space that is left. */
         cpu->jit.rsp = cpu->jit.shadow_base;
-        cpu->jit.user_shadow = 0;
         if (n != cpu->space_index)
                 space_use(cpu, n);
         cpu->tlb_generation++;

@@ -90,7 +90,7 @@ struct tlb_exec_used {
  * Jump caches: where translated code of a linear address is, one for each tlb_mode that a block may be translated for. As in the TLB an
  * empty entry has an address that is looked up elsewhere.
  */
-#define TJUMP_BITS 12
+#define TJUMP_BITS 13
 #define TJUMP_ENTRIES (1u << TJUMP_BITS)
 #define TJUMP_KERNEL_BITS 14 /* there is one kernel, and it is large */
 #define TJUMP_KERNEL_ENTRIES (1u << TJUMP_KERNEL_BITS)
@@ -98,6 +98,21 @@ struct tlb_exec_used {
 struct tjump {
         uint64_t rip;
         uint64_t host;
+};
+
+/*
+ * Behind the jump cache, for what had to make place in it: a table that is larger, has another hash, and is emptied by raising its
+ * generation. TTHUNK_JUMP looks here (translator-thunks.c). None for TLB_SUPERVISOR, which copies between user and kernel only.
+ */
+#define TJUMP_SECOND_BITS 15
+#define TJUMP_SECOND_ENTRIES (1u << TJUMP_SECOND_BITS)
+#define TJUMP_SECOND_HASH 0x85ebca6bu
+struct tjump_second {
+        uint32_t generation; /* 0: nothing was put here ever */
+        struct {
+                uint64_t rip;
+                uint32_t host, generation; /* host as an offset in the code cache */
+        } entry[TJUMP_SECOND_ENTRIES];
 };
 
 /* Which entries of a jump cache were set since it was empty; more than at[] holds: any. */
@@ -114,6 +129,7 @@ struct x86_space {
         struct tlb_set supervisor, user;
         struct tlb_exec_entry exec[TLB_EXEC_ENTRIES]; /* user */
         struct tjump jump[TJUMP_ENTRIES];             /* TLB_USER */
+        struct tjump_second second;
 } __attribute__((aligned(4096)));
 
 /* What is known of a space beside that. */
@@ -148,6 +164,11 @@ static inline unsigned tjump_bits(enum tlb_mode mode)
 static inline unsigned tjump_index(enum tlb_mode mode, uint64_t linear)
 {
         return (uint32_t)linear * TJUMP_HASH >> (32 - tjump_bits(mode));
+}
+
+static inline unsigned tjump_second_index(uint64_t linear)
+{
+        return (uint32_t)linear * TJUMP_SECOND_HASH >> (32 - TJUMP_SECOND_BITS);
 }
 
 static inline unsigned tlb_exec_index(uint64_t linear)

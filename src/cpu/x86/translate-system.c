@@ -1,5 +1,5 @@
 /*
- * System instructions whose usual case is a few host instructions: SWAPGS, CLI, STI, STAC, CLAC, RDTSC of the kernel, CLD, STD, PAUSE,
+ * System instructions whose usual case is a few host instructions: SYSCALL, SYSRET, SWAPGS, CLI, STI, STAC, CLAC, RDTSC of the kernel, CLD, STD, PAUSE,
  * selectors into registers, and the bases of FS and GS.
  *
  * STAC and CLAC choose another set of the TLB, which the rest of the block then uses; the key that a direct branch is looked
@@ -137,6 +137,28 @@ static void emit_pause(struct translation *t, struct tinsn *i)
         site->next = translate_here(t); /* the flags are where they were, and wherever a handler leaves them */
 }
 
+/* The usual case is a thunk's, since it is much code that stands in few places: the rest the handler's. The flags are in jit.flags. */
+static void emit_system_call(struct translation *t, struct tinsn *i)
+{
+        enum tthunk thunk = i->z.mnemonic == ZYDIS_MNEMONIC_SYSCALL ? TTHUNK_SYSCALL : TTHUNK_SYSRET;
+        struct tsite *site;
+        uint32_t number;
+
+        flags_to_slot(t);
+        site = translate_site(t, TSITE_HANDLER, i, &number);
+        site->fast = system_fast(i);
+        asm_load(t->a, 8, TREG_ADDRESS, guest_slot(GPR_BLOCK));
+        asm_lea(t->a, TREG_ADDRESS, asm_at(TREG_ADDRESS, i->insn.end));
+        translate_edge_here(t, number, thunk);
+}
+
+static temit_fn system_call_translate(struct tinsn *i)
+{
+        i->site = i->ends = i->hands_on = true;
+        i->reads = i->writes = TFLAGS_ALL;
+        return emit_system_call;
+}
+
 /* ---- TSC, selectors, bases ---- */
 
 /* What i puts into a general register is in RCX; the flags stay. */
@@ -249,6 +271,8 @@ temit_fn system_translate(struct tinsn *i, uint32_t key)
         bool kernel = !(key & MODE_USER);
 
         switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_SYSCALL: return kernel ? NULL : system_call_translate(i);
+        case ZYDIS_MNEMONIC_SYSRET: return kernel && i->insn.opsize == 8 ? system_call_translate(i) : NULL;
         case ZYDIS_MNEMONIC_SWAPGS: return kernel ? emit_swapgs : NULL;
         case ZYDIS_MNEMONIC_CLD:
         case ZYDIS_MNEMONIC_STD: return emit_direction;

@@ -1,5 +1,5 @@
 /*
- * Fast handlers: see translator-fast.h. 64-bit mode without MODE_STEP and TLB_CHECKED, as for all translated code; cpu->lazy holds the
+ * Fast handlers: see translator-fast.h. 64-bit mode without MODE_STEP and TLB_CHECKED, as for all translated code; jit.status holds the
  * status flags.
  *
  * Compiled without vector instructions, and calling only what is.
@@ -20,13 +20,13 @@
 
 static uint64_t flags_get(const struct x86_cpu *cpu)
 {
-        return (cpu->s.rflags & FLAGS_KEPT) | X86_FLAG_FIXED | flags_status(cpu);
+        return (cpu->s.rflags & FLAGS_KEPT) | X86_FLAG_FIXED | cpu->jit.status;
 }
 
 static void flags_put(struct x86_cpu *cpu, uint64_t rflags)
 {
         cpu->s.rflags = (rflags & (FLAGS_KEPT | X86_FLAGS_STATUS)) | X86_FLAG_FIXED;
-        flags_set_status(cpu, rflags);
+        cpu->jit.status = rflags & X86_FLAGS_STATUS;
 }
 
 /* Whether 64-bit code may go on with these flags at that CPL without single step and alignment checks. */
@@ -439,7 +439,7 @@ static _always_inline_ enum fast_result bit_in_memory(struct x86_cpu *cpu, const
         at = find_or_fill(cpu, linear, size, write);
         if (!at)
                 return FAST_NO;
-        flags_set_status(cpu, (flags_status(cpu) & ~(uint64_t)X86_FLAG_CF) | act(at, (unsigned)bit & (bits - 1), size));
+        cpu->jit.status = (cpu->jit.status & ~(uint64_t)X86_FLAG_CF) | act(at, (unsigned)bit & (bits - 1), size);
         return FAST_NEXT;
 }
 

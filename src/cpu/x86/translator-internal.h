@@ -85,6 +85,7 @@ const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t site, uint64_t
 const void *translator_serve_handler(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
+const void *translator_serve_arrive(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_go(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t site, uint64_t rbp);
 const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t rbp);

@@ -7,9 +7,10 @@
  * Where rip and the flags are:
  *      jit.site             not 0: an instruction of that site is under way; s.rip is stale, GPR_BLOCK + insn->start is it
  *      jit.flags_pending    the flags are still as the site says; else they are in cpu->lazy
+ *      jit.status           while a fast handler runs, and from then on to the next block: the status flags, which cpu->lazy does not have
  * x86_raise() unwinds from here to the run loop, which calls translator_recover().
  *
- * go_on() is the end of every service that leaves its block: with s.rip and cpu->lazy right, it finds the next block and goes on in
+ * go_on() is the end of every service that leaves its block: with s.rip and jit.status right, it finds the next block and goes on in
  * translated code, or, when the run loop has something to do, out.
  */
 #include "cpu/x86/translator-internal.h"
@@ -52,10 +53,27 @@ static void flags_in(struct x86_cpu *cpu, const struct tsite *site)
         cpu->jit.flags_pending = false;
 }
 
-/* cpu->lazy to where translated code may look for them. */
+/* The same into jit.status, which is where the next block or the run loop gets them from. */
+static void status_in(struct x86_cpu *cpu, const struct tsite *site)
+{
+        cpu->jit.status = eflags_at(cpu, site);
+}
+
+static void status_from_lazy(struct x86_cpu *cpu)
+{
+        cpu->jit.status = flags_status(cpu);
+}
+
+static void status_to_lazy(struct x86_cpu *cpu)
+{
+        flags_set_status(cpu, cpu->jit.status);
+        cpu->jit.flags_pending = false;
+}
+
+/* jit.status to where translated code may look for them. */
 static void flags_out(struct x86_cpu *cpu)
 {
-        cpu->jit.host_flags = cpu->jit.flags = tflags_of_eflags(flags_status(cpu));
+        cpu->jit.host_flags = cpu->jit.flags = tflags_of_eflags(cpu->jit.status);
 }
 
 static void begin(struct x86_cpu *cpu, uint64_t number)
@@ -104,17 +122,29 @@ static bool run_loop_wanted(struct x86_cpu *cpu)
         return false;
 }
 
+static const void *host_at(const struct x86_cpu *cpu, uint32_t at)
+{
+        return (const void *)(cpu->jit.code + at);
+}
+
+/* With the flags in cpu->lazy. */
 static const void *out(struct x86_cpu *cpu)
 {
         translator_vectors_out(cpu);
         return NULL;
 }
 
+static const void *out_with_status(struct x86_cpu *cpu)
+{
+        status_to_lazy(cpu);
+        return out(cpu);
+}
+
 static const void *enter_direct(struct x86_cpu *cpu, const struct tblock *block, uint64_t rip)
 {
         cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
         cpu->jit.site = 0;
-        return code_cache_rx(cpu->translator->cache, block->host);
+        return host_at(cpu, block->host);
 }
 
 /* The jump caches are for the mode as it is. */
@@ -128,17 +158,12 @@ static void check_jump_key(struct x86_cpu *cpu)
         cpu->jit.jump_key = key;
 }
 
-static struct tjump *jump_at(struct x86_cpu *cpu, uint64_t rip)
-{
-        return (cpu->tlb_mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[cpu->tlb_mode]) + tjump_index(cpu->tlb_mode, rip);
-}
-
 /* What the jump cache has for rip: code to go on with, or NULL. */
 static const void *enter_known(struct x86_cpu *cpu, uint64_t rip)
 {
-        const struct tjump *jump = jump_at(cpu, rip);
+        const struct tjump *jump = tjump_find(cpu, rip);
 
-        if (jump->rip != rip || !x86_canonical(rip))
+        if (!jump || !x86_canonical(rip))
                 return NULL;
         cpu->s.gpr[GPR_BLOCK] = TPAGE_BASE(rip);
         cpu->jit.site = 0;
@@ -155,7 +180,7 @@ static struct tblock *lookup_any(const struct translator *tr, uint64_t gpa, uint
         return block;
 }
 
-/* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises. */
+/* The block at rip, which is where execution stands; NULL: the run loop's turn. May raise what fetching raises; the flags are in jit.status. */
 static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
 {
         uint32_t key = translation_key(cpu);
@@ -165,12 +190,14 @@ static const struct tblock *next_block(struct x86_cpu *cpu, uint64_t rip)
 
         if (!x86_canonical(rip))
                 return NULL;
-        if (!mmu_fetch_cached(cpu, rip))
+        if (!mmu_fetch_cached(cpu, rip)) {
+                status_to_lazy(cpu);
                 translator_vectors_out(cpu);
+        }
         gpa = mmu_fetch(cpu, rip, &host);
         block = lookup_any(cpu->translator, gpa, key);
         if (block)
-                tjump_set(cpu, rip, code_cache_rx(cpu->translator->cache, block->host + TBLOCK_JUMP));
+                tjump_set(cpu, rip, host_at(cpu, block->host + TBLOCK_JUMP));
         return block;
 }
 
@@ -179,8 +206,9 @@ static const void *go_on(struct x86_cpu *cpu, bool new_mode)
         const struct tblock *block;
         const void *known;
 
+        cpu->jit.flags_pending = false;
         if (run_loop_wanted(cpu))
-                return out(cpu);
+                return out_with_status(cpu);
         if (new_mode)
                 cpu->jit.rsp = cpu->jit.shadow_base;
         check_jump_key(cpu);
@@ -191,7 +219,7 @@ static const void *go_on(struct x86_cpu *cpu, bool new_mode)
         }
         block = next_block(cpu, cpu->s.rip);
         if (!block)
-                return out(cpu);
+                return out_with_status(cpu);
         flags_out(cpu);
         return enter_direct(cpu, block, cpu->s.rip);
 }
@@ -229,6 +257,18 @@ static const void *interpret_at(struct x86_cpu *cpu, const struct tsite *site, u
         return out(cpu);
 }
 
+/* Behind site's instruction; the flags are in jit.status. The rest of the block is not for what comes when bytes or the key changed. */
+static const void *handled(struct x86_cpu *cpu, const struct tsite *site, bool same_key)
+{
+        if (same_key && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE) && (!site->x87 || translator_x87_load(cpu))) {
+                cpu->jit.site = 0;
+                flags_out(cpu);
+                return host_at(cpu, site->next);
+        }
+        at_rip(cpu, insn_rip(cpu, site->insn->end));
+        return go_on(cpu, !same_key);
+}
+
 static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
 {
         uint32_t key = translation_key(cpu);
@@ -237,40 +277,44 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
 
         if (is_branch(insn))
                 return interpret_at(cpu, site, insn_rip(cpu, insn->start));
-        flags_in(cpu, site);
+        if (cpu->jit.flags_pending)
+                flags_in(cpu, site);
         cpu->insn = insn;
-        switch (site->fast ? site->fast(cpu, insn) : FAST_NO) {
-        case FAST_NEXT:
-                next = insn + 1;
-                break;
-        case FAST_LEFT:
-                next = NULL;
-                break;
-        default:
-                if (unlikely(cpu->stats))
-                        cpu->stats->handler[insn->op]++;
-                translator_vectors_out(cpu);
-                cpu->request_mask = x86_request_mask(cpu); /* the handler of a long instruction with REP goes by it */
-                do
-                        next = insn->fn(cpu, insn);
-                while (next == insn);
-        }
-        /* Another key (STAC, CLAC), or bytes that changed: the rest of the block is not for what comes. */
-        same = translation_key(cpu) == key;
-        if (next == insn + 1 && same && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE) &&
-            (!site->x87 || translator_x87_load(cpu))) {
-                cpu->jit.site = 0;
-                flags_out(cpu);
-                return code_cache_rx(cpu->translator->cache, site->next);
-        }
-        if (next == insn + 1) {
-                cpu->s.rip = insn_rip(cpu, insn->end);
-        } else if (next) { /* the interpreter's next block, begun: back to its start */
+        if (unlikely(cpu->stats))
+                cpu->stats->handler[insn->op]++;
+        translator_vectors_out(cpu);
+        cpu->request_mask = x86_request_mask(cpu); /* the handler of a long instruction with REP goes by it */
+        do
+                next = insn->fn(cpu, insn);
+        while (next == insn);
+        status_from_lazy(cpu);
+        same = translation_key(cpu) == key; /* STAC, CLAC … */
+        if (next == insn + 1)
+                return handled(cpu, site, same);
+        if (next) { /* the interpreter's next block, begun: back to its start */
                 cpu->s.rip = cpu->s.gpr[GPR_BLOCK];
                 cpu->block = NULL;
         }
         cpu->jit.site = 0;
         return go_on(cpu, !same);
+}
+
+/* site->fast raises nothing, and finds and leaves the flags in jit.status. */
+static const void *run_fast(struct x86_cpu *cpu, const struct tsite *site)
+{
+        uint32_t key = translation_key(cpu);
+
+        status_in(cpu, site);
+        switch (site->fast(cpu, site->insn)) {
+        case FAST_NEXT:
+                return handled(cpu, site, translation_key(cpu) == key);
+        case FAST_LEFT:
+                cpu->jit.site = 0;
+                return go_on(cpu, translation_key(cpu) != key);
+        default:
+                status_to_lazy(cpu); /* the registers that a recipe goes by may have changed */
+                return run_handler(cpu, site);
+        }
 }
 
 /* ---- services ---- */
@@ -286,7 +330,7 @@ static const void *retry(struct x86_cpu *cpu, const struct tsite *site)
         if (site->x87)
                 translator_x87_load(cpu);
         cpu->jit.site = 0;
-        return code_cache_rx(cpu->translator->cache, site->retry);
+        return host_at(cpu, site->retry);
 }
 
 static uint64_t access_address(const struct x86_cpu *cpu, const struct tsite *site)
@@ -307,7 +351,7 @@ static bool in_one_page(uint64_t linear, unsigned size_bytes)
 
 static const void *deliver_fault(struct x86_cpu *cpu, const struct tsite *site, const struct fast_fault *fault)
 {
-        flags_in(cpu, site);
+        status_in(cpu, site);
         at_rip(cpu, insn_rip(cpu, site->insn->start));
         fast_fault_deliver(cpu, fault);
         return go_on(cpu, true);
@@ -335,6 +379,7 @@ static const void *go_on_plain(struct x86_cpu *cpu, struct tsite *site, bool lin
         }
         if (link)
                 translator_link(tr, site, plain);
+        status_from_lazy(cpu);
         flags_out(cpu);
         return enter_direct(cpu, plain, rip);
 }
@@ -380,14 +425,16 @@ const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64
         translator_vectors_out(cpu);
         if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write))
                 return retry(cpu, site);
-        return run_handler(cpu, site);
+        return site->fast ? run_fast(cpu, site) : run_handler(cpu, site);
 }
 
 const void *translator_serve_handler(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
+        const struct tsite *site = site_at(cpu, number);
+
         begin(cpu, number);
         cpu->jit.handlers++;
-        return run_handler(cpu, site_at(cpu, number));
+        return site->fast ? run_fast(cpu, site) : run_handler(cpu, site);
 }
 
 const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
@@ -404,10 +451,10 @@ const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_
                         translator_vectors_out(cpu);
                         translator_link(tr, site, to);
                         cpu->jit.flags = cpu->jit.host_flags;
-                        return code_cache_rx(tr->cache, to->host);
+                        return host_at(cpu, to->host);
                 }
         }
-        flags_in(cpu, site);
+        status_in(cpu, site);
         at_rip(cpu, rip);
         return go_on(cpu, false);
 }
@@ -424,9 +471,18 @@ const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t number, uint64_t
         }
         if (site->insn)
                 cpu->s.gpr[X86_RSP] += site->size_bytes;
-        flags_in(cpu, site);
+        status_in(cpu, site);
         at_rip(cpu, rbp);
         return go_on(cpu, false);
+}
+
+/* At rbp with another privilege; the flags are in jit.flags. */
+const void *translator_serve_arrive(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
+{
+        cpu->jit.jumps++;
+        cpu->jit.status = saved_eflags(cpu);
+        at_rip(cpu, rbp);
+        return go_on(cpu, true);
 }
 
 const void *translator_serve_go(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
@@ -463,11 +519,13 @@ const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_
                 block = translator_make_crossing(cpu, rip);
         }
         if (block) {
+                status_from_lazy(cpu);
                 flags_out(cpu);
                 return enter_direct(cpu, block, rip);
         }
         cpu->request_mask = x86_request_mask(cpu);
         block_run(cpu);
+        status_from_lazy(cpu);
         return go_on(cpu, translation_key(cpu) != key || cpu->s.gpr[X86_RSP] != sp);
 }
 
@@ -479,7 +537,7 @@ const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t number, uint64_t 
         if (!translator_x87_load(cpu))
                 return interpret_at(cpu, site, insn_rip(cpu, site->insn->start));
         cpu->jit.site = 0;
-        return code_cache_rx(cpu->translator->cache, site->retry);
+        return host_at(cpu, site->retry);
 }
 
 /* A place in a block that its host address names, where a host RET comes back to. */
@@ -511,16 +569,16 @@ const void *translator_serve_stale(struct x86_cpu *cpu, uint64_t host, uint64_t 
                 __builtin_trap();
         cpu->jit.flags_pending = false;
         if (at == block->host) {
-                flags_set_status(cpu, tflags_to_eflags(cpu->jit.host_flags));
+                cpu->jit.status = tflags_to_eflags(cpu->jit.host_flags);
                 at_rip(cpu, cpu->s.gpr[GPR_BLOCK] | (block->gpa & (GUEST_PAGE_SIZE - 1)));
         } else {
-                flags_set_status(cpu, saved_eflags(cpu));
+                cpu->jit.status = saved_eflags(cpu);
                 at_rip(cpu, rbp);
                 if (is_return(tr, block, at))
                         cpu->jit.rsp += 8; /* the guest's return address */
         }
         if (cpu->tlb_mode != TLB_CHECKED)
-                jump_at(cpu, cpu->s.rip)->rip = tjump_empty_rip(tjump_index(cpu->tlb_mode, cpu->s.rip)); /* what it names may be this block */
+                tjump_drop(cpu, cpu->s.rip); /* what it names may be this block */
         return go_on(cpu, false);
 }
 
@@ -534,6 +592,7 @@ void translator_enter(struct x86_cpu *cpu, const struct tblock *block)
         cpu->jit.entered++;
         cpu->jit.rsp = cpu->jit.shadow_base;
         cpu->jit.resume = (uintptr_t)enter_direct(cpu, block, cpu->s.rip);
+        status_from_lazy(cpu);
         flags_out(cpu);
         enter(cpu);
         translator_outside(cpu);

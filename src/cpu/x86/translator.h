@@ -192,7 +192,7 @@ void translator_recover(struct x86_cpu *cpu);
 /* For translate_block(): thunks by what they do, sites and insns. */
 enum tthunk {
         TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNK_X87,
-        TTHUNK_FLAGS, TTHUNKS,
+        TTHUNK_FLAGS, TTHUNK_ARRIVE, TTHUNK_SYSCALL, TTHUNK_SYSRET, TTHUNKS,
 };
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
 struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */

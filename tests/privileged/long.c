@@ -217,6 +217,14 @@ static void check_paging(void)
         write_at(a);
         check_eq("a write that faults does not set D", pt[0] & DIRTY, 0);
 
+        /* The same often enough to be translated, each time by a walk. */
+        pd[512] &= ~ACCESSED;
+        TRY("movl $500, %%ecx\n 1: movq %%rdx, (%%rsi)\n invlpg (%%rdi)\n movb (%%rdi), %%al\n movq (%%rsi), %%rax\n andl $0x60, %%eax\n"
+            "cmpl $0x20, %%eax\n jne 2f\n movb $1, (%%rdi)\n movq (%%rsi), %%rax\n andl $0x60, %%eax\n cmpl $0x60, %%eax\n jne 2f\n"
+            "decl %%ecx\n jnz 1b\n jmp 3f\n 2: ud2\n 3:", "D"(a), "S"(&pt[0]), "d"((uint64_t)page_a | P | RW));
+        CHECK_FAULT("A by a read and D by a write, hot", NONE, 0);
+        check_eq("A in the directory", pd[512] & ACCESSED, ACCESSED);
+
         /* An access over two pages faults for the page that does, and has no part done (vol. 1 §11). */
         map(0, page_a, P | RW);
         map(1, page_b, 0);

@@ -70,6 +70,8 @@ struct x86_jit {
         uint32_t host_mxcsr;        /* for C code */
         uint64_t shadow_base;       /* RSP with an empty shadow stack */
         uint64_t temp[4];           /* for emitted sequences */
+        /* The access of the user's instruction at fault_rip that the kernel was called for last: likely to be done when it comes back there. */
+        uint64_t fault_rip, fault_linear;
         uint32_t x87_out;           /* the guest's x87 state is in s.fpu: 1; 0: in the host's x87 unit (translator-x87.c) */
         uint32_t x87_op;            /* 0: out, the last x87 instruction: FOP, TX87_OP_VALID, its offset in the page x87_page */
         uint64_t x87_page;
@@ -80,7 +82,8 @@ struct x86_jit {
         void *shadow_map, *signal_stack; /* mappings */
         size_t shadow_map_size;
         struct tjump jump[2][TJUMP_KERNEL_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
-        struct tjump_second second; /* TLB_SUPERVISOR_SMAP's */
+        uint32_t generation, generations; /* of TLB_SUPERVISOR_SMAP's entries in second; the last that was given out */
+        struct tjump_second second[TJUMP_SECOND_ENTRIES];
 };
 
 #define X86_PAUSES_YIELD 256u /* emit_pause() compares a byte */
@@ -305,8 +308,7 @@ void mmu_system_write(struct x86_cpu *cpu, uint64_t linear, const void *from, un
 void *mmu_run(struct x86_cpu *cpu, uint64_t linear, bool write, uint64_t max_bytes, uint64_t *run_bytes);
 
 /*
- * As mmu_fill(), without vector registers: false also when the slow way has to be taken, be it for a fault or for an entry of the
- * tables that was not accessed before.
+ * As mmu_fill(), without vector registers: false also when the slow way has to be taken, as for a fault.
  */
 bool mmu_fill_fast(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
 int mmu_user_fault_fast(const struct x86_cpu *cpu, uint64_t linear, bool write);

@@ -1,12 +1,13 @@
 /*
- * The page walk of the usual TLB miss: 64-bit mode, entries that were accessed (and, for a write, dirty) before, rights that allow the
- * access, RAM behind it. Whatever else is found, mmu.c walks again and does what has to be done.
+ * The page walk of the usual TLB miss: 64-bit mode, rights that allow the access, RAM behind it. Whatever else is found, mmu.c walks again and
+ * does what has to be done.
  *
  * Compiled without vector instructions: translated code calls it while the guest's vector registers are in the host's.
  *
- * Source: Intel SDM vol. 3A §4.5 (4-level paging), §4.6 (access rights).
+ * Source: Intel SDM vol. 3A §4.5 (4-level paging), §4.6 (access rights), §4.8 (accessed and dirty).
  */
 #include "cpu/x86/system.h"
+#include "cpu/x86/translator-internal.h"
 
 #define PTE_P (1ull << 0)
 #define PTE_W (1ull << 1)
@@ -40,18 +41,56 @@ static bool rights_allow(const struct x86_cpu *cpu, uint64_t all, bool write)
         return !write || all & PTE_W || !(cpu->s.cr0 & X86_CR0_WP);
 }
 
+/* An entry of a table, as it was read. */
+struct entry {
+        const struct guest_region *region;
+        uint64_t gpa, value;
+};
+
+static bool entry_at(const struct x86_cpu *cpu, uint64_t gpa, struct entry *e)
+{
+        e->gpa = gpa;
+        e->region = guest_memory_find(cpu->mem, gpa);
+        if (!e->region)
+                return false;
+        e->value = __atomic_load_n((const uint64_t *)(e->region->host + (gpa - e->region->gpa)), __ATOMIC_RELAXED);
+        return true;
+}
+
+/* Sets the bits in the entry, unless that takes more; see entry_update() of mmu.c. */
+static bool entry_set(struct x86_cpu *cpu, struct entry *e, uint64_t bits)
+{
+        const _Atomic uint32_t *code = guest_region_code(e->region, e->gpa);
+        uint64_t expected = e->value;
+
+        if ((e->value & bits) == bits)
+                return true;
+        if (e->region->readonly || atomic_load_explicit(code, memory_order_relaxed) & GUEST_CODE_PRESENT)
+                return false;
+        e->value |= bits;
+        if (!__atomic_compare_exchange_n((uint64_t *)(e->region->host + (e->gpa - e->region->gpa)), &expected, e->value, false, __ATOMIC_SEQ_CST,
+                                         __ATOMIC_RELAXED))
+                return false;
+        if (unlikely(atomic_load_explicit(code, memory_order_relaxed) & GUEST_CODE_PRESENT)) { /* since then */
+                translator_vectors_out(cpu);
+                guest_memory_written(cpu->mem, e->gpa, sizeof(e->value));
+        }
+        return true;
+}
+
 /* all: the AND of the entries. */
-static bool fill(struct x86_cpu *cpu, uint64_t linear, uint64_t leaf, uint64_t all, unsigned level, bool write)
+static bool fill(struct x86_cpu *cpu, uint64_t linear, struct entry *leaf, uint64_t all, unsigned level, bool write)
 {
         uint64_t page_mask = (1ull << (12 + 9 * (level - 1))) - 1;
         const struct guest_region *region;
         struct translation t;
 
-        if ((level > 1 && leaf & page_mask & ~0x1fffull) || (write && !(leaf & PTE_D)) || !rights_allow(cpu, all, write))
+        if ((level > 1 && leaf->value & page_mask & ~0x1fffull) || !rights_allow(cpu, all, write) || !entry_set(cpu, leaf, write ? PTE_A | PTE_D : PTE_A))
                 return false;
-        t.gpa = (leaf & ADDRESS_MASK & ~page_mask) | (linear & page_mask & ~0xfffull);
-        t.flags = (leaf & PTE_G && cpu->s.cr4 & X86_CR4_PGE ? TLB_GLOBAL : 0) | (level == 2 ? TLB_LARGE_2M : level == 3 ? TLB_LARGE_1G : 0);
-        t.writable = leaf & PTE_D && rights_allow(cpu, all, true);
+        t.gpa = (leaf->value & ADDRESS_MASK & ~page_mask) | (linear & page_mask & ~0xfffull);
+        t.flags = (leaf->value & PTE_G && cpu->s.cr4 & X86_CR4_PGE ? TLB_GLOBAL : 0) |
+                  (level == 2 ? TLB_LARGE_2M : level == 3 ? TLB_LARGE_1G : 0);
+        t.writable = leaf->value & PTE_D && rights_allow(cpu, all, true);
         region = guest_memory_find(cpu->mem, t.gpa);
         if (!region)
                 return false;
@@ -93,20 +132,18 @@ bool mmu_fill_fast(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bo
         if (!cpu->mode64 || cpu->tlb_mode == TLB_CHECKED || (linear & 0xfff) > GUEST_PAGE_SIZE - size_bytes || !x86_canonical(linear))
                 return false;
         for (unsigned level = 4;; level--) {
-                uint64_t at = table + (linear >> (12 + 9 * (level - 1)) & 511) * 8, entry;
-                const struct guest_region *region = guest_memory_find(cpu->mem, at);
+                struct entry e;
 
-                if (!region)
+                if (!entry_at(cpu, table + (linear >> (12 + 9 * (level - 1)) & 511) * 8, &e) || !(e.value & PTE_P) || e.value & odd)
                         return false;
-                entry = __atomic_load_n((const uint64_t *)(region->host + (at - region->gpa)), __ATOMIC_RELAXED);
-                if ((entry & (PTE_P | PTE_A)) != (PTE_P | PTE_A) || entry & odd)
-                        return false;
-                all &= entry;
-                if (level == 1 || entry & PTE_PS) {
-                        if (level == 4 || (level == 3 && !cpu->pages_1g) || !fill(cpu, linear, entry, all, level, write))
+                all &= e.value;
+                if (level == 1 || e.value & PTE_PS) {
+                        if (level == 4 || (level == 3 && !cpu->pages_1g) || !fill(cpu, linear, &e, all, level, write))
                                 return false;
                         return tlb_find(cpu, linear, size_bytes, write);
                 }
-                table = entry & ADDRESS_MASK;
+                if (!entry_set(cpu, &e, PTE_A))
+                        return false;
+                table = e.value & ADDRESS_MASK;
         }
 }

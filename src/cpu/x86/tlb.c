@@ -202,6 +202,8 @@ static bool exec_flush(struct tlb_exec_entry *exec, struct tlb_exec_used *used, 
 /* Whether the table, or what was replaced in it, may have a page around linear. */
 static bool exec_may_know(const struct tlb_exec_used *used, uint64_t linear)
 {
+        if (linear < used->first || linear > used->last)
+                return false;
         return filter_test(used->page, linear >> 12, TLB_FILTER_PAGE_BITS) || large_around(&used->large, linear);
 }
 
@@ -238,6 +240,18 @@ static bool exec_flush_page(struct tlb_exec_entry *exec, struct tlb_exec_used *u
         return true;
 }
 
+/* One of 2M counts as the 4M it may be in. */
+static void range_add(struct tlb_exec_used *used, uint64_t linear, uint32_t flags)
+{
+        uint64_t mask = (1ull << (flags & TLB_LARGE_1G ? 30 : flags & TLB_LARGE_2M ? 22 : 12)) - 1, last = linear | mask;
+
+        linear &= ~mask;
+        if (!used->last || linear < used->first)
+                used->first = linear;
+        if (last > used->last)
+                used->last = last;
+}
+
 void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t flags, const uint8_t *host)
 {
         bool user = cpu->cpl == 3;
@@ -250,6 +264,7 @@ void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t 
                 cpu->shared_exec_locals = true;
         *e = (struct tlb_exec_entry){ .tag = page, .gpa = gpa, .host = host, .flags = flags };
         used->word[index / 64] |= 1ull << (index % 64);
+        range_add(used, linear, flags);
         if (flags & (TLB_LARGE_2M | TLB_LARGE_1G))
                 large_add(&used->large, linear, flags);
         else
@@ -257,14 +272,6 @@ void tlb_fill_exec(struct x86_cpu *cpu, uint64_t linear, uint64_t gpa, uint32_t 
 }
 
 /* ---- jump caches ---- */
-
-static void second_empty(struct tjump_second *second)
-{
-        if (++second->generation)
-                return;
-        memset(second->entry, 0, sizeof(second->entry));
-        second->generation = 1;
-}
 
 static void jumps_empty(struct tjump *jump, unsigned entries, struct tjump_fills *fills)
 {
@@ -283,56 +290,59 @@ static struct tjump *jump_at(struct x86_cpu *cpu, uint64_t rip)
         return (cpu->tlb_mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[cpu->tlb_mode]) + tjump_index(cpu->tlb_mode, rip);
 }
 
-static struct tjump_second *second_of(struct x86_cpu *cpu)
+static uint32_t generation_of(const struct x86_cpu *cpu)
 {
-        return cpu->tlb_mode == TLB_USER ? &cpu->space->second : &cpu->jit.second;
+        return cpu->tlb_mode == TLB_USER ? cpu->space->generation : cpu->jit.generation;
 }
 
 void tjump_set(struct x86_cpu *cpu, uint64_t rip, const void *host)
 {
         unsigned mode = cpu->tlb_mode, index = tjump_index(mode, rip);
         struct tjump_fills *fills = mode == TLB_USER ? &cpu->spaces[cpu->space_index].fills : &cpu->jump_fills[mode];
-        struct tjump *jump = mode == TLB_USER ? cpu->space->jump : cpu->jit.jump[mode];
+        uint32_t generation = generation_of(cpu);
 
         if (fills->count < TJUMP_FILLS)
                 fills->at[fills->count++] = (uint16_t)index;
         else
                 fills->count = TJUMP_FILLS + 1;
-        jump[index] = (struct tjump){ rip, (uintptr_t)host };
-        if (mode != TLB_SUPERVISOR) {
-                struct tjump_second *second = second_of(cpu);
-
-                index = tjump_second_index(rip);
-                second->entry[index].rip = rip;
-                second->entry[index].host = (uint32_t)((uintptr_t)host - cpu->jit.code);
-                second->entry[index].generation = second->generation;
-        }
+        *jump_at(cpu, rip) = (struct tjump){ rip, (uintptr_t)host };
+        if (mode != TLB_SUPERVISOR)
+                cpu->jit.second[tjump_second_index(rip, generation)] =
+                        (struct tjump_second){ .rip = rip, .host = (uint32_t)((uintptr_t)host - cpu->jit.code), .generation = generation };
 }
 
-/* What the second table knows has its place in the jump cache among the fills since both were emptied. */
+static struct tjump_second *second_find(struct x86_cpu *cpu, uint64_t rip)
+{
+        uint32_t generation = generation_of(cpu);
+        struct tjump_second *second = &cpu->jit.second[tjump_second_index(rip, generation)];
+
+        return cpu->tlb_mode != TLB_SUPERVISOR && second->rip == rip && second->generation == generation ? second : NULL;
+}
+
+/* What the second table knows has its place in the jump cache among the fills since both forgot. */
 const struct tjump *tjump_find(struct x86_cpu *cpu, uint64_t rip)
 {
         struct tjump *jump = jump_at(cpu, rip);
-        const struct tjump_second *second = second_of(cpu);
-        unsigned index = tjump_second_index(rip);
+        const struct tjump_second *second;
 
         if (jump->rip == rip)
                 return jump;
-        if (cpu->tlb_mode == TLB_SUPERVISOR || second->entry[index].rip != rip || second->entry[index].generation != second->generation)
+        second = second_find(cpu, rip);
+        if (!second)
                 return NULL;
-        *jump = (struct tjump){ rip, cpu->jit.code + second->entry[index].host };
+        *jump = (struct tjump){ rip, cpu->jit.code + second->host };
         return jump;
 }
 
 void tjump_drop(struct x86_cpu *cpu, uint64_t rip)
 {
         struct tjump *jump = jump_at(cpu, rip);
-        struct tjump_second *second = second_of(cpu);
+        struct tjump_second *second = second_find(cpu, rip);
 
         if (jump->rip == rip)
                 jump->rip = tjump_empty_rip(tjump_index(cpu->tlb_mode, rip));
-        if (second->entry[tjump_second_index(rip)].rip == rip)
-                second->entry[tjump_second_index(rip)].generation = 0;
+        if (second)
+                second->generation = 0;
 }
 
 static struct x86_space *space_at(struct x86_cpu *cpu, unsigned n)
@@ -340,12 +350,26 @@ static struct x86_space *space_at(struct x86_cpu *cpu, unsigned n)
         return &((struct x86_cpu *)((uintptr_t)cpu + n * X86_WINDOW_BYTES))->own;
 }
 
+/* One that no entry has. */
+static uint32_t new_generation(struct x86_cpu *cpu)
+{
+        if (!++cpu->jit.generations) {
+                memset(cpu->jit.second, 0, sizeof(cpu->jit.second));
+                cpu->jit.generation = ++cpu->jit.generations;
+                for (unsigned n = 0; n < X86_SPACES; n++)
+                        if (cpu->spaces[n].ready)
+                                space_at(cpu, n)->generation = ++cpu->jit.generations;
+                cpu->jit.generations++;
+        }
+        return cpu->jit.generations;
+}
+
 static void space_forget_jumps(struct x86_cpu *cpu, unsigned n)
 {
         if (!cpu->spaces[n].ready)
                 return;
         jumps_empty(space_at(cpu, n)->jump, TJUMP_ENTRIES, &cpu->spaces[n].fills);
-        second_empty(&space_at(cpu, n)->second);
+        space_at(cpu, n)->generation = new_generation(cpu);
         exec_forgot_jumps(&cpu->spaces[n].exec_used);
 }
 
@@ -360,7 +384,7 @@ void tjump_forget(struct x86_cpu *cpu, unsigned scope)
         if (scope & (TJUMPS_ALL | TJUMPS_SHARED)) {
                 for (unsigned i = 0; i < 2; i++)
                         jumps_empty(cpu->jit.jump[i], TJUMP_KERNEL_ENTRIES, &cpu->jump_fills[i]);
-                second_empty(&cpu->jit.second);
+                cpu->jit.generation = new_generation(cpu);
                 exec_forgot_jumps(&cpu->shared_exec_used);
         }
         cpu->jit.rsp = cpu->jit.shadow_base;
@@ -381,7 +405,7 @@ static void space_make_ready(struct x86_cpu *cpu, unsigned n)
         exec_reset(space->exec, &info->exec_used);
         info->fills.count = TJUMP_FILLS + 1;
         jumps_empty(space->jump, TJUMP_ENTRIES, &info->fills);
-        second_empty(&space->second);
+        space->generation = new_generation(cpu);
         info->ready = true;
 }
 

@@ -49,7 +49,7 @@ struct tlb_set {
  * Bloom filters, each with one hash: numbers that were added since it was empty, and some that were not. A processor forgets pages one
  * by one far more often than it has anything of them, and most of these questions end here.
  */
-#define TLB_FILTER_PAGE_BITS 11
+#define TLB_FILTER_PAGE_BITS 13
 #define TLB_FILTER_4M_BITS 10
 #define TLB_FILTER_1G_BITS 8
 
@@ -82,6 +82,7 @@ struct tlb_exec_entry {
 /* The same for an exec TLB. The filters also know what was replaced in it: the jump caches may still hold that. */
 struct tlb_exec_used {
         uint64_t word[TLB_EXEC_ENTRIES / 64];
+        uint64_t first, last; /* addresses that it knows lie between them, including; last 0: none */
         uint64_t page[(1u << TLB_FILTER_PAGE_BITS) / 64];
         struct tlb_large large;
 };
@@ -90,7 +91,7 @@ struct tlb_exec_used {
  * Jump caches: where translated code of a linear address is, one for each tlb_mode that a block may be translated for. As in the TLB an
  * empty entry has an address that is looked up elsewhere.
  */
-#define TJUMP_BITS 13
+#define TJUMP_BITS 12
 #define TJUMP_ENTRIES (1u << TJUMP_BITS)
 #define TJUMP_KERNEL_BITS 14 /* there is one kernel, and it is large */
 #define TJUMP_KERNEL_ENTRIES (1u << TJUMP_KERNEL_BITS)
@@ -101,18 +102,17 @@ struct tjump {
 };
 
 /*
- * Behind the jump cache, for what had to make place in it: a table that is larger, has another hash, and is emptied by raising its
- * generation. TTHUNK_JUMP looks here (translator-thunks.c). None for TLB_SUPERVISOR, which copies between user and kernel only.
+ * Behind the jump caches, for what had to make place in them: one table for all spaces and the kernel, which is larger and has another hash.
+ * Each has its entries under a generation of its own; a new one forgets them. TTHUNK_JUMP looks here (translator-thunks.c).
+ * None for TLB_SUPERVISOR, which copies between user and kernel only.
  */
 #define TJUMP_SECOND_BITS 15
 #define TJUMP_SECOND_ENTRIES (1u << TJUMP_SECOND_BITS)
 #define TJUMP_SECOND_HASH 0x85ebca6bu
 struct tjump_second {
-        uint32_t generation; /* 0: nothing was put here ever */
-        struct {
-                uint64_t rip;
-                uint32_t host, generation; /* host as an offset in the code cache */
-        } entry[TJUMP_SECOND_ENTRIES];
+        uint64_t rip;
+        uint32_t host;       /* an offset in the code cache */
+        uint32_t generation; /* 0: empty */
 };
 
 /* Which entries of a jump cache were set since it was empty; more than at[] holds: any. */
@@ -129,7 +129,7 @@ struct x86_space {
         struct tlb_set supervisor, user;
         struct tlb_exec_entry exec[TLB_EXEC_ENTRIES]; /* user */
         struct tjump jump[TJUMP_ENTRIES];             /* TLB_USER */
-        struct tjump_second second;
+        uint32_t generation;                          /* of its entries in x86_jit.second */
 } __attribute__((aligned(4096)));
 
 /* What is known of a space beside that. */
@@ -166,9 +166,9 @@ static inline unsigned tjump_index(enum tlb_mode mode, uint64_t linear)
         return (uint32_t)linear * TJUMP_HASH >> (32 - tjump_bits(mode));
 }
 
-static inline unsigned tjump_second_index(uint64_t linear)
+static inline unsigned tjump_second_index(uint64_t linear, uint32_t generation)
 {
-        return (uint32_t)linear * TJUMP_SECOND_HASH >> (32 - TJUMP_SECOND_BITS);
+        return ((uint32_t)linear ^ generation) * TJUMP_SECOND_HASH >> (32 - TJUMP_SECOND_BITS);
 }
 
 static inline unsigned tlb_exec_index(uint64_t linear)

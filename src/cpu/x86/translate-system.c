@@ -5,6 +5,8 @@
  * STAC and CLAC choose another set of the TLB, which the rest of the block then uses; the key that a direct branch is looked
  * up by follows cpu->tlb_mode. Without CR4.SMAP (seen only when it runs) CLAC is left to its handler, and the block ends there.
  *
+ * BT, BTS, BTR and BTC of memory by a register reach far from the operand's address: the word with the bit is looked up.
+ *
  * STI is done here only when no request is up, so that nobody sees the missing shadow: whatever comes later clears jit.go, which is
  * looked at behind the next instruction at the earliest. It needs that instruction to be in the block.
  *
@@ -181,7 +183,106 @@ static void emit_from_segment(struct translation *t, struct tinsn *i)
 
         result_begins(t, i);
         asm_rm(t->a, 4, ASM_0F | 0xb7, TREG_SCRATCH, asm_gs(at)); /* movzx */
-        put_result(t, i);
+        if (i->insn.opsize >= 4) {
+                put_result(t, i);
+                return;
+        }
+        if (treg_of(i->insn.reg[0] / 8) == TREG_NONE)
+                asm_rm(t->a, 2, 0x89, TREG_SCRATCH, guest_slot(i->insn.reg[0] / 8));
+        else
+                asm_rr(t->a, 2, 0x89, TREG_SCRATCH, treg_of(i->insn.reg[0] / 8));
+        flags_after(t, i);
+}
+
+/* ---- bits that are far ---- */
+
+/* RCX = the number of the word that the bit is in, from the operand's. Flags change. */
+static void far_word(struct translation *t, const struct tinsn *i)
+{
+        unsigned from = guest_load(t, i->insn.reg[1] / 8, TREG_SCRATCH);
+
+        if (i->insn.opsize == 8) {
+                asm_mov(t->a, 8, TREG_SCRATCH, from);
+                asm_rr(t->a, 8, 0xc1, 7, TREG_SCRATCH); /* sar */
+                asm_byte(t->a, 6);
+                return;
+        }
+        asm_rr(t->a, 8, 0x63, TREG_SCRATCH, from); /* movsxd */
+        asm_rr(t->a, 8, 0xc1, 7, TREG_SCRATCH);
+        asm_byte(t->a, 5);
+}
+
+/* RBP = where that word is in the host's memory; RCX is free. */
+static void look_up_word(struct translation *t, const struct tinsn *i, bool write, struct asm_label *miss)
+{
+        unsigned size = i->insn.opsize;
+        uint32_t set = tlb_set_offset(t->tlb_mode);
+        size_t tags = write ? offsetof(struct tlb_set, write_tag) : offsetof(struct tlb_set, read_tag);
+
+        memory_address(t, &i->insn);
+        far_word(t, i);
+        asm_lea(t->a, TREG_ADDRESS, asm_at_index(TREG_ADDRESS, TREG_SCRATCH, size, 0));
+        if (i->insn.seg >= X86_FS)
+                asm_rm(t->a, 8, 0x03, TREG_ADDRESS, asm_gs(AT(s.seg) + i->insn.seg * sizeof(struct x86_segment) + offsetof(struct x86_segment, base)));
+        asm_mov(t->a, 4, TREG_SCRATCH, TREG_ADDRESS);
+        asm_rr(t->a, 4, 0xc1, 5, TREG_SCRATCH); /* shr */
+        asm_byte(t->a, GUEST_PAGE_SHIFT);
+        asm_alu_imm(t->a, ALU_AND, 4, TREG_SCRATCH, TLB_ENTRIES - 1);
+        asm_rm(t->a, 8, 0x33, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, set + tags)); /* xor */
+        asm_alu_imm(t->a, ALU_CMP, 8, TREG_ADDRESS, (int32_t)(GUEST_PAGE_SIZE - size));
+        asm_jcc(t->a, ASM_NBE, miss);
+        asm_rm(t->a, 8, 0x03, TREG_ADDRESS, asm_gs_index(TREG_SCRATCH, 8, set + offsetof(struct tlb_set, host))); /* add */
+}
+
+static uint32_t bit_opcode(const struct tinsn *i)
+{
+        switch (i->z.mnemonic) {
+        case ZYDIS_MNEMONIC_BT: return ASM_0F | 0xa3;
+        case ZYDIS_MNEMONIC_BTS: return ASM_0F | 0xab;
+        case ZYDIS_MNEMONIC_BTR: return ASM_0F | 0xb3;
+        default: return ASM_0F | 0xbb;
+        }
+}
+
+static void emit_far_bit(struct translation *t, struct tinsn *i)
+{
+        bool write = i->z.mnemonic != ZYDIS_MNEMONIC_BT;
+        unsigned size = i->insn.opsize;
+        struct asm_label *edge;
+        struct tsite *site;
+
+        lose_host_flags(t);
+        edge = handler_edge(t, i, &site);
+        site->fast = system_fast(i);
+        look_up_word(t, i, write, edge);
+        if (write) { /* back to what the processor counts from */
+                far_word(t, i);
+                asm_rr(t->a, 8, 0xf7, 3, TREG_SCRATCH); /* neg */
+                asm_lea(t->a, TREG_ADDRESS, asm_at_index(TREG_ADDRESS, TREG_SCRATCH, size, 0));
+        } else {
+                asm_load(t->a, size, TREG_ADDRESS, asm_at(TREG_ADDRESS, 0));
+        }
+        flags_before(t, i);
+        if (flags_wanted(t, i))
+                flags_to_host(t);
+        if (write) {
+                unsigned bit = guest_load(t, i->insn.reg[1] / 8, TREG_SCRATCH);
+
+                if (i->insn.flags & INSN_LOCK)
+                        asm_byte(t->a, 0xf0);
+                asm_rm(t->a, size, bit_opcode(i), bit, asm_at(TREG_ADDRESS, 0));
+        } else {
+                asm_rr(t->a, size, bit_opcode(i), guest_load(t, i->insn.reg[1] / 8, TREG_SCRATCH), TREG_ADDRESS);
+        }
+        flags_after(t, i);
+        site->next = t->slotted ? 0 : translate_here(t);
+}
+
+/* Of 4 or 8 bytes, by a register. */
+static bool far_bit(const struct tinsn *i)
+{
+        return i->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY && i->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER && i->insn.opsize >= 4 &&
+               i->insn.asize == 8 && memory_possible(i);
 }
 
 /* Supervisor's, which CR4.TSD does not keep from it. BMI2's shifts leave the flags alone. */
@@ -260,10 +361,9 @@ static bool is_register(const ZydisDecodedOperand *operand, ZydisRegisterClass c
         return operand->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(operand->reg.value) == class;
 }
 
-/* A selector into a register of 32 or 64 bits, whose upper bits become 0. */
 static bool reads_segment(const struct tinsn *i)
 {
-        return is_register(&i->operand[1], ZYDIS_REGCLASS_SEGMENT) && i->operand[0].type == ZYDIS_OPERAND_TYPE_REGISTER && i->insn.opsize >= 4;
+        return is_register(&i->operand[1], ZYDIS_REGCLASS_SEGMENT) && i->operand[0].type == ZYDIS_OPERAND_TYPE_REGISTER;
 }
 
 temit_fn system_translate(struct tinsn *i, uint32_t key)
@@ -299,6 +399,14 @@ temit_fn system_translate(struct tinsn *i, uint32_t key)
         case ZYDIS_MNEMONIC_WRGSBASE:
                 i->site = key & MODE_FSGSBASE;
                 return key & MODE_FSGSBASE ? emit_write_base : NULL;
+        case ZYDIS_MNEMONIC_BT:
+        case ZYDIS_MNEMONIC_BTS:
+        case ZYDIS_MNEMONIC_BTR:
+        case ZYDIS_MNEMONIC_BTC:
+                if (!far_bit(i))
+                        return NULL;
+                i->site = true;
+                return emit_far_bit;
         case ZYDIS_MNEMONIC_STAC: return kernel ? emit_stac : NULL;
         case ZYDIS_MNEMONIC_CLAC:
                 i->site = kernel;

@@ -51,6 +51,15 @@ static uint64_t *gpr(struct x86_cpu *cpu, uint8_t at)
         return (uint64_t *)((char *)cpu->s.gpr + at);
 }
 
+static void *find_or_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
+{
+        void *at = tlb_find(cpu, linear, size_bytes, write);
+
+        if (likely(at))
+                return at;
+        return mmu_fill_fast(cpu, linear, size_bytes, write) ? tlb_find(cpu, linear, size_bytes, write) : NULL;
+}
+
 /* ---- system calls ---- */
 
 /* The fixed segments: present, accessed, 4 GiB. */
@@ -97,15 +106,29 @@ static enum fast_result fast_sysret(struct x86_cpu *cpu, const struct insn *i)
 
 /* ---- IRETQ ---- */
 
-/* A descriptor of the GDT when the TLB has it; 0: not. */
-static uint64_t descriptor_at(const struct x86_cpu *cpu, uint16_t selector)
+/* What the processor itself reads or writes for the supervisor, when it is plain; NULL: not. Also fills the TLB. */
+static void *system_find(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
 {
-        unsigned mode = cpu->s.cr4 & X86_CR4_SMAP ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR;
+        unsigned mode = cpu->s.cr4 & X86_CR4_SMAP ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR, was = cpu->tlb_mode;
+        void *at = tlb_find_in(cpu->set[mode], linear, size_bytes, write);
+        bool filled;
+
+        if (likely(at))
+                return at;
+        tlb_use_mode(cpu, mode);
+        filled = mmu_fill_fast(cpu, linear, size_bytes, write);
+        tlb_use_mode(cpu, was);
+        return filled ? tlb_find_in(cpu->set[mode], linear, size_bytes, write) : NULL;
+}
+
+/* A descriptor of the GDT; 0: not to be had. */
+static uint64_t descriptor_at(struct x86_cpu *cpu, uint16_t selector)
+{
         const uint64_t *at;
 
         if (!(selector & 0xfffc) || selector & 4 || (selector | 7u) > cpu->s.gdtr.limit)
                 return 0;
-        at = tlb_find_in(cpu->set[mode], cpu->s.gdtr.base + (selector & 0xfff8u), 8, false);
+        at = system_find(cpu, cpu->s.gdtr.base + (selector & 0xfff8u), 8, false);
         return at ? __atomic_load_n(at, __ATOMIC_RELAXED) : 0;
 }
 
@@ -157,7 +180,7 @@ enum { FRAME_RIP, FRAME_CS, FRAME_FLAGS, FRAME_RSP, FRAME_SS, FRAME_SLOTS };
 
 static enum fast_result fast_iretq(struct x86_cpu *cpu, const struct insn *i)
 {
-        const uint64_t *frame = tlb_find(cpu, cpu->s.gpr[X86_RSP], FRAME_SLOTS * 8, false);
+        const uint64_t *frame = find_or_fill(cpu, cpu->s.gpr[X86_RSP], FRAME_SLOTS * 8, false);
         uint64_t may = X86_FLAGS_STATUS | X86_FLAG_DF | X86_FLAG_RF | X86_FLAG_AC | X86_FLAG_ID | X86_FLAG_IF | X86_FLAG_IOPL |
                        X86_FLAG_VIF | X86_FLAG_VIP;
         uint64_t slot[FRAME_SLOTS], flags, code, stack;
@@ -184,6 +207,9 @@ static enum fast_result fast_iretq(struct x86_cpu *cpu, const struct insn *i)
         cpu->s.gpr[X86_RSP] = slot[FRAME_RSP];
         cpu->s.rip = slot[FRAME_RIP];
         set_cpl(cpu, cpl);
+        /* As a read, which may be foreseen: a dirty bit may not, but fill() allows writes where it is set. */
+        if (cpl == 3 && cpu->s.rip == cpu->jit.fault_rip)
+                (void)mmu_fill_fast(cpu, cpu->jit.fault_linear, 1, false);
         return FAST_LEFT;
 }
 
@@ -202,7 +228,6 @@ static bool gate_plain(uint64_t low)
 
 bool fast_fault_prepare(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write, struct fast_fault *fault)
 {
-        const struct tlb_set *set = cpu->set[cpu->s.cr4 & X86_CR4_SMAP ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR];
         const uint64_t *gate, *stack;
         uint64_t low, high;
         int error;
@@ -213,8 +238,8 @@ bool fast_fault_prepare(struct x86_cpu *cpu, uint64_t linear, unsigned size_byte
         error = mmu_user_fault_fast(cpu, linear, write);
         if (error < 0)
                 return false;
-        gate = tlb_find_in(set, cpu->s.idtr.base + X86_PF * GATE_BYTES, GATE_BYTES, false);
-        stack = tlb_find_in(set, cpu->s.tr.base + TSS_RSP0, 8, false);
+        gate = system_find(cpu, cpu->s.idtr.base + X86_PF * GATE_BYTES, GATE_BYTES, false);
+        stack = system_find(cpu, cpu->s.tr.base + TSS_RSP0, 8, false);
         if (!gate || !stack)
                 return false;
         low = __atomic_load_n(&gate[0], __ATOMIC_RELAXED);
@@ -228,7 +253,7 @@ bool fast_fault_prepare(struct x86_cpu *cpu, uint64_t linear, unsigned size_byte
         if (!gate_plain(low) || !good_code(fault->code, 0) || !x86_canonical(fault->rip) || !x86_canonical(fault->rsp))
                 return false;
         fault->rsp = (fault->rsp & ~UINT64_C(15)) - PUSHED_SLOTS * 8;
-        fault->frame = tlb_find_in(set, fault->rsp, PUSHED_SLOTS * 8, true);
+        fault->frame = system_find(cpu, fault->rsp, PUSHED_SLOTS * 8, true); /* last: see mmu_run() */
         return fault->frame;
 }
 
@@ -245,7 +270,8 @@ void fast_fault_deliver(struct x86_cpu *cpu, const struct fast_fault *fault)
 
         for (unsigned n = 0; n < PUSHED_SLOTS; n++)
                 __atomic_store_n(&fault->frame[n], pushed[n], __ATOMIC_RELAXED);
-        cpu->s.cr2 = fault->linear;
+        cpu->s.cr2 = cpu->jit.fault_linear = fault->linear;
+        cpu->jit.fault_rip = cpu->s.rip;
         tlb_drop_faulted(cpu, fault->linear);
         set_segment(&cpu->s.seg[X86_CS], fault->selector & 0xfffc, fault->code);
         cpu->s.seg[X86_SS] = (struct x86_segment){ .access = X86_ACCESS_UNUSABLE };
@@ -419,8 +445,6 @@ BIT_INSTRUCTION(bit_set_locked, "lock bts")
 BIT_INSTRUCTION(bit_reset_locked, "lock btr")
 BIT_INSTRUCTION(bit_complement_locked, "lock btc")
 
-static void *find_or_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
-
 static _always_inline_ enum fast_result bit_in_memory(struct x86_cpu *cpu, const struct insn *i, bool write,
                                                       bool (*act)(void *at, unsigned bit, unsigned size_bytes))
 {
@@ -487,15 +511,6 @@ static void fill_run(void *to, uint64_t value, uint64_t count, unsigned size_byt
         case 4: __asm__ volatile("rep stosl" : "+D"(to), "+c"(count) : "a"(value) : "memory"); break;
         default: __asm__ volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(value) : "memory"); break;
         }
-}
-
-static void *find_or_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
-{
-        void *at = tlb_find(cpu, linear, size_bytes, write);
-
-        if (likely(at))
-                return at;
-        return mmu_fill_fast(cpu, linear, size_bytes, write) ? tlb_find(cpu, linear, size_bytes, write) : NULL;
 }
 
 static bool string_possible(const struct x86_cpu *cpu, const struct insn *i)

@@ -192,10 +192,10 @@ typedef const void *(*service_fn)(struct x86_cpu *cpu, uint64_t site, uint64_t r
 
 /* ---- the jump cache and what is behind it; RBP is the linear address ---- */
 
-/* imul ecx, ebp, hash; shr; and: the offset of an entry of 16 bytes */
-static void entry_offset(struct x86_asm *a, uint32_t hash, unsigned bits)
+/* imul ecx, reg, hash; shr; and: the offset of an entry of 16 bytes */
+static void entry_offset(struct x86_asm *a, unsigned reg, uint32_t hash, unsigned bits)
 {
-        asm_rr(a, 4, 0x69, ASM_RCX, ASM_RBP);
+        asm_rr(a, 4, 0x69, ASM_RCX, reg);
         asm_u32(a, hash);
         asm_rr(a, 4, 0xc1, 5, ASM_RCX);
         asm_byte(a, (uint8_t)(32 - bits - 4));
@@ -215,29 +215,29 @@ static void jump_or(struct x86_asm *a, enum tlb_mode mode, struct asm_label *mis
 {
         size_t table = tjump_offset(mode);
 
-        entry_offset(a, TJUMP_HASH, tjump_bits(mode));
+        entry_offset(a, ASM_RBP, TJUMP_HASH, tjump_bits(mode));
         asm_rm(a, 8, 0x3b, ASM_RBP, in_table(table + offsetof(struct tjump, rip)));
         asm_jcc(a, ASM_NZ, miss);
         asm_rm(a, 4, 0xff, 4, in_table(table + offsetof(struct tjump, host)));
 }
 
-#define SECOND(member) offsetof(struct tjump_second, member)
-_Static_assert(sizeof(struct tjump) == 16 && sizeof(((struct tjump_second *)0)->entry[0]) == 16, "entry_offset()");
+#define SECOND(member) (CPU_AT(jit.second) + offsetof(struct tjump_second, member))
+_Static_assert(sizeof(struct tjump) == 16 && sizeof(struct tjump_second) == 16, "entry_offset()");
 
 /* RAX = host address, put back into the jump cache, when the second table has RBP. */
 static void find_second(struct x86_asm *a, enum tlb_mode mode, struct asm_label *miss)
 {
-        size_t table = mode == TLB_USER ? CPU_AT(own.second) : CPU_AT(jit.second);
-
-        entry_offset(a, TJUMP_SECOND_HASH, TJUMP_SECOND_BITS);
-        asm_rm(a, 8, 0x3b, ASM_RBP, in_table(table + SECOND(entry[0].rip)));
+        asm_load(a, 4, ASM_RAX, asm_gs(mode == TLB_USER ? CPU_AT(own.generation) : CPU_AT(jit.generation)));
+        asm_mov(a, 4, ASM_RCX, ASM_RAX);
+        asm_rr(a, 4, 0x33, ASM_RCX, ASM_RBP); /* xor */
+        entry_offset(a, ASM_RCX, TJUMP_SECOND_HASH, TJUMP_SECOND_BITS);
+        asm_rm(a, 8, 0x3b, ASM_RBP, in_table(SECOND(rip)));
         asm_jcc(a, ASM_NZ, miss);
-        asm_load(a, 4, ASM_RAX, in_table(table + SECOND(entry[0].generation)));
-        asm_rm(a, 4, 0x3b, ASM_RAX, asm_gs(table + SECOND(generation)));
+        asm_rm(a, 4, 0x3b, ASM_RAX, in_table(SECOND(generation)));
         asm_jcc(a, ASM_NZ, miss);
-        asm_load(a, 4, ASM_RAX, in_table(table + SECOND(entry[0].host)));
+        asm_load(a, 4, ASM_RAX, in_table(SECOND(host)));
         asm_rm(a, 8, 0x03, ASM_RAX, asm_gs(CPU_AT(jit.code)));
-        entry_offset(a, TJUMP_HASH, tjump_bits(mode));
+        entry_offset(a, ASM_RBP, TJUMP_HASH, tjump_bits(mode));
         asm_store(a, 8, in_table(tjump_offset(mode) + offsetof(struct tjump, rip)), ASM_RBP);
         asm_store(a, 8, in_table(tjump_offset(mode) + offsetof(struct tjump, host)), ASM_RAX);
 }

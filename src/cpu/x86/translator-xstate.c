@@ -80,11 +80,14 @@ static uint64_t *image_at(struct x86_cpu *cpu, const struct insn *i, bool write)
         uint64_t linear = insn_offset(cpu, i);
         uint32_t enabled = MODE_OSXSAVE | MODE_OSFXSR | MODE_AVX;
 
-        if (i->asize != 8 || i->seg >= X86_FS || cpu->jit.vectors_out || cpu->lock_step || linear % ALIGNMENT ||
+        uint64_t *image;
+
+        if (i->asize != 8 || i->seg >= X86_FS || cpu->lock_step || linear % ALIGNMENT ||
             (cpu->mode_key & (enabled | MODE_CR0_TS | MODE_CR0_EM)) != enabled || (cpu->s.xcr0 & ALL) != ALL ||
             (cpu->s.gpr[X86_RAX] & ALL) != ALL)
                 return NULL;
-        return run_at(cpu, linear, FPU_XSAVE_BYTES, write);
+        image = run_at(cpu, linear, FPU_XSAVE_BYTES, write);
+        return cpu->jit.vectors_out ? NULL : image;
 }
 
 enum fast_result fast_xsavec(struct x86_cpu *cpu, const struct insn *i)

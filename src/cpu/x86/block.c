@@ -7,7 +7,9 @@
 #include "cpu/x86/decode.h"
 #include "cpu/x86/integer.h"
 
+/* Beside a translator it is for what runs a few times, most of which never comes back. */
 #define ARENA_BYTES ((size_t)16 << 20)
+#define ARENA_BYTES_TRANSLATED ((size_t)3 << 20)
 #define HASH_BITS 15
 #define BYTES_MAX (BLOCK_INSNS_MAX * INSN_LENGTH_MAX)
 /* The most that one block takes. */
@@ -20,7 +22,7 @@ int block_cache_new(struct x86_cpu *cpu, struct err *err)
         if (!cache)
                 return err_nomem(err);
         cache->hash = calloc((size_t)1 << HASH_BITS, sizeof(*cache->hash));
-        cache->arena_size = ARENA_BYTES;
+        cache->arena_size = cpu->translator ? ARENA_BYTES_TRANSLATED : ARENA_BYTES;
         cache->arena = mmap(NULL, cache->arena_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (!cache->hash || cache->arena == MAP_FAILED) {
                 if (cache->arena == MAP_FAILED)
@@ -159,6 +161,19 @@ static void decode_straight(struct x86_cpu *cpu, struct x86_block *block, uint64
                 integer_fuse(block->insn, n);
 }
 
+/* What is decoded again, because the arena was dropped, comes back: it is worth translating soon. */
+static uint32_t heat_at(const struct x86_cpu *cpu, uint64_t gpa)
+{
+        struct block_cache *cache = cpu->blocks;
+        size_t bit = (size_t)(gpa * UINT64_C(0x9e3779b97f4a7c15) >> (64 - BLOCK_SEEN_BITS));
+        bool seen = cache->seen[bit / 8] & 1u << bit % 8;
+
+        if (!cpu->translator || !cpu->mode64)
+                return BLOCK_HEAT_NEVER;
+        cache->seen[bit / 8] |= (uint8_t)(1u << bit % 8);
+        return seen ? BLOCK_HEAT_AGAIN : BLOCK_HEAT;
+}
+
 static struct x86_block *block_decode(struct x86_cpu *cpu, uint64_t rip, struct source *source, unsigned most)
 {
         struct block_cache *cache = cpu->blocks;
@@ -174,7 +189,7 @@ static struct x86_block *block_decode(struct x86_cpu *cpu, uint64_t rip, struct 
         memset(block, 0, sizeof(*block));
         block->gpa = source->gpa;
         block->mode_key = cpu->mode_key;
-        block->heat = cpu->translator && cpu->mode64 ? BLOCK_HEAT : BLOCK_HEAT_NEVER;
+        block->heat = heat_at(cpu, source->gpa);
         block->code = source->host ? code_word(cpu, source->gpa) : &cache->no_code;
         block->generation = source->host ? source->generation : 1; /* never fresh */
         decode_straight(cpu, block, rip, bytes, size, most);

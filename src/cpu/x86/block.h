@@ -44,7 +44,10 @@ struct x86_block {
 
 /* Blocks are translated once they were entered so often, and those that cannot be are left alone. */
 #define BLOCK_HEAT 8u
+#define BLOCK_HEAT_AGAIN 2u
 #define BLOCK_HEAT_NEVER UINT32_MAX
+
+#define BLOCK_SEEN_BITS 19
 
 /* The heat of the block that was decoded at gpa for the mode as it is; NULL: there is none. */
 uint32_t *block_heat(struct x86_cpu *cpu, uint64_t gpa);
@@ -72,6 +75,7 @@ struct block_cache {
         size_t arena_size, arena_used;
         uint64_t epoch;    /* raised when the arena is dropped */
         _Atomic uint32_t no_code; /* the generation word of what is not RAM */
+        uint8_t seen[1u << (BLOCK_SEEN_BITS - 3)]; /* a bit for what was decoded, by a hash of its address */
         bool isa_set[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* instruction sets that the model has */
         ZydisDecoder decoder[8]; /* by mode: see decode.c */
 };

@@ -48,8 +48,9 @@ struct lazy_flags {
 /* What translated code reaches at fixed places relative to GS (docs/translator.md). */
 struct x86_jit {
         _Atomic uint32_t go;        /* 0: leave at the next check; cleared by whoever raises a request */
-        uint32_t flags;             /* SETO in bits 0-7, LAHF in 8-15; without TFLAGS_REAL: the site whose recipe makes them, from TFLAGS_SITE on */
-        const struct tsite *sites;  /* the translator's; and the code cache: for finding the code that makes the flags of a site */
+        uint32_t flags;             /* SETO in bits 0-7, LAHF in 8-15; without TFLAGS_REAL: the number of the note that makes them */
+        const struct tblock *blocks; /* the translator's; and the code cache: for finding the code that makes the flags of a note */
+        const uint8_t *data;
         uintptr_t code;
         uint64_t flags_of[2];       /* operands of recipes that are not in guest registers any more */
         uint64_t status;            /* the status flags, while a service hands them on (translator-service.c) */
@@ -80,6 +81,7 @@ struct x86_jit {
         /* Counts for --cpu-stats. */
         uint64_t entered, tlb_misses, handlers, chains, jumps, asked, left, stale, flushes;
         void *shadow_map, *signal_stack; /* mappings */
+        struct tdecoded *decoded;   /* instructions of sites, see translator-decode.c */
         size_t shadow_map_size;
         struct tjump jump[2][TJUMP_KERNEL_ENTRIES]; /* TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP; TLB_USER's is the space's own */
         uint32_t generation, generations; /* of TLB_SUPERVISOR_SMAP's entries in second; the last that was given out */

@@ -24,6 +24,7 @@
 
 #include "base/log.h"
 #include "cpu/x86/block.h"
+#include "cpu/x86/translator-internal.h"
 
 #define STORES_MAX 16384u
 #define PIECE 32u /* bytes of one logged store */
@@ -372,9 +373,9 @@ static _Noreturn void stop(struct x86_cpu *cpu, const struct tblock *block, cons
 
         fprintf(stderr, "lock step: %s differs (after %" PRIu64 " blocks, %" PRIu64 " instructions)\nblock at rip %" PRIx64 " gpa %" PRIx64 " key %x:",
                 what, ls->blocks, ls->instructions, ls->start.s.rip, block->gpa, block->key);
-        for (unsigned n = 0; n < block->size_bytes && block->bytes; n++)
-                fprintf(stderr, " %02x", block->bytes[n]);
-        fprintf(stderr, "\nhost code %x-%x, the walk did %u instructions\n", block->host, block->host_end, ls->steps);
+        for (unsigned n = 0; n < block->size_bytes; n++)
+                fprintf(stderr, " %02x", tblock_bytes(cpu->translator, block)[n]);
+        fprintf(stderr, "\nhost code %x-%x, the walk did %u instructions\n", block->host, block->host + block->host_bytes, ls->steps);
         if (store) {
                 fprintf(stderr, "memory, %u bytes: interpreter", store->size_bytes);
                 for (unsigned n = 0; n < store->size_bytes; n++)

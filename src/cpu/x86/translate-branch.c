@@ -62,7 +62,8 @@ static void bind_go(struct translation *t, struct asm_label *label, struct tinsn
         uint32_t number;
         struct tsite *site = translate_site(t, TSITE_GO, i, &number);
 
-        site->target = (int32_t)target;
+        if (!i)
+                site->at = target;
         asm_bind(t->a, label);
         translate_edge_here(t, number, TTHUNK_GO);
 }
@@ -81,8 +82,7 @@ static struct asm_label *chain_from(struct translation *t, struct tsite *site, u
 {
         struct asm_label *label = translate_edge(t, site, number, TTHUNK_CHAIN);
 
-        site->target = (int32_t)target;
-        site->backward = backward;
+        site->at = target;
         site->patch = translate_here(t) + opcode_bytes;
         t->edge[t->edges - 1].chain = true;
         return label;
@@ -103,7 +103,7 @@ static uint32_t chain_without_flags(struct translation *t, struct asm_label *slo
         struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
 
         site->not_host = true;
-        flags_pass(t, site, number);
+        flags_pass(t, site);
         align_chain(t, 1);
         site->patch = translate_here(t) + 1;
         jump(t->a, slow);
@@ -117,11 +117,11 @@ static void chain_with_flags(struct translation *t, uint32_t instead, struct asm
         struct tsite *site;
 
         if (!t->failed)
-                translator_site_at(t->tr, instead)->next = translate_here(t);
+                translate_site_at(t, instead)->next = translate_here(t);
         asm_bind(t->a, slow);
         flags_to_host(t);
         site = translate_site(t, TSITE_CHAIN, NULL, &number);
-        site->instead = instead;
+        site->instead = instead & TNUMBER_OWN;
         align_chain(t, 1);
         asm_jmp(t->a, chain_from(t, site, number, target, 1, backward));
 }
@@ -149,8 +149,7 @@ static void chain_to_loop(struct translation *t, uint32_t target, unsigned opcod
         if (t->failed)
                 return;
         edge = &t->edge[t->edges - 1];
-        edge->at->linked = t->block;
-        edge->at->incoming = t->block->incoming;
+        translate_site_at(t, edge->site)->incoming = t->block->incoming;
         t->block->incoming = edge->site;
 }
 
@@ -209,6 +208,7 @@ static void jump_to_address(struct translation *t, struct tinsn *i, unsigned pop
         flags_to_slot(t);
         site = translate_site(t, TSITE_JUMP, i, &number);
         site->size_bytes = (uint8_t)pop;
+        site->checked = i != NULL;
         out = translate_edge(t, site, number, TTHUNK_JUMP);
         test_go(t);
         asm_jcc(t->a, ASM_Z, out);
@@ -248,7 +248,7 @@ static void exit_checked(struct translation *t, uint32_t target, bool backward)
         if (places & TPLACE_HOST) {
                 struct tsite *site = translate_site(t, TSITE_CHAIN, NULL, &number);
 
-                flags_pass(t, site, number);
+                flags_pass(t, site);
                 align_chain(t, 1);
                 asm_jmp(t->a, chain_from(t, site, number, target, 1, backward));
         } else {
@@ -316,7 +316,7 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
         }
         site = translate_site(t, TSITE_CHAIN, NULL, &number);
         if (i->ends || t->places & TPLACE_SAVED)
-                flags_pass(t, site, number);
+                flags_pass(t, site);
         align_chain(t, 2);
         asm_jcc(t->a, condition, chain_from(t, site, number, target, 2, i->ends));
         if (i->ends) {
@@ -363,15 +363,13 @@ static void push_return(struct translation *t, struct tinsn *i)
         asm_byte(t->a, 0x51); /* push rcx */
 }
 
-#define RETURN_ALIGNMENT 8
-
 /* NOPs, so that what comes behind the next n bytes is where a return may come back to, and they themselves fit as a jump. */
 static void align_return(struct translation *t, unsigned n)
 {
-        unsigned pad = (unsigned)-(t->a->used + n) % RETURN_ALIGNMENT;
+        unsigned pad = (unsigned)-(t->a->used + n) % TRETURN_ALIGNMENT;
 
         while (!asm_fits(t->a, pad, n))
-                pad += RETURN_ALIGNMENT;
+                pad += TRETURN_ALIGNMENT;
         asm_nops(t->a, pad);
 }
 
@@ -381,7 +379,7 @@ static void return_point(struct translation *t, struct tinsn *i)
         uint32_t number;
         struct tsite *site = translate_site(t, TSITE_RETURN, NULL, &number);
 
-        assert(t->a->full || t->a->used % RETURN_ALIGNMENT == 0);
+        assert(t->a->full || t->a->used % TRETURN_ALIGNMENT == 0);
         site->patch = translate_here(t);
         flags_from_elsewhere(t);
         asm_lea(t->a, ASM_RSP, asm_at(ASM_RSP, 8));
@@ -404,7 +402,7 @@ static void call_in_page(struct translation *t, uint32_t target, bool backward)
                 return;
         }
         site->not_host = true;
-        flags_pass(t, site, number);
+        flags_pass(t, site);
         way = translate_late(t, TLATE_CALL, number);
         way->target = target;
         way->backward = backward;

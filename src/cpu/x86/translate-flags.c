@@ -207,8 +207,8 @@ static void recipe_moved(struct translation *t, int64_t by)
 {
         int64_t delta = t->recipe.delta - by;
 
-        t->recipe.delta = (int32_t)delta;
-        if (delta != (int32_t)delta || t->recipe.size_bytes != 8)
+        t->recipe.delta = (int16_t)delta;
+        if (delta != (int16_t)delta || t->recipe.size_bytes != 8)
                 t->places &= ~(unsigned)TPLACE_RECIPE;
 }
 
@@ -551,14 +551,9 @@ void flags_emit_call(struct translation *t, struct tlate *late)
 
 void flags_emit_maker(struct translation *t, const struct tlate *late)
 {
-        /* The two ways out of a conditional branch have the same. */
-        if (!t->maker || memcmp(&t->maker_of, &t->recipe, sizeof(t->recipe)) != 0) {
-                t->maker = translate_here(t);
-                t->maker_of = t->recipe;
-                from_recipe(t);
-                asm_byte(t->a, 0xc3);
-        }
-        translator_site_at(t->tr, late->number)->retry = t->maker;
+        t->note[late->number - 1].maker = t->block->host + translate_here(t);
+        from_recipe(t);
+        asm_byte(t->a, 0xc3);
 }
 
 void flags_to_host(struct translation *t)
@@ -620,11 +615,19 @@ void flags_plan_entry(struct translation *t)
         t->block->fast_changes = UINT16_MAX;
 }
 
-static void name_site(struct translation *t, uint32_t number)
+/* The recipe's note, into jit.flags. The two ways out of a conditional branch have the same. */
+static unsigned name_recipe(struct translation *t)
 {
-        translate_late(t, TLATE_MAKER, number);
+        struct tnote note = tnote_of(&t->recipe, 0);
+
+        if (!t->named || t->note[t->named - 1].what != note.what || t->note[t->named - 1].imm != note.imm) {
+                t->named = translate_note(t, &t->recipe, 0);
+                if (t->named)
+                        translate_late(t, TLATE_MAKER, t->named);
+        }
         asm_rm(t->a, 4, 0xc7, 0, asm_gs(FLAGS_SLOT));
-        asm_u32(t->a, number << TFLAGS_SITE);
+        asm_u32(t->a, t->number | t->named);
+        return t->named;
 }
 
 static uint16_t mask_of(uint8_t at)
@@ -632,30 +635,28 @@ static uint16_t mask_of(uint8_t at)
         return at == NO_REGISTER || is_slot(at) ? 0 : (uint16_t)(1u << at / 8);
 }
 
-bool flags_pass(struct translation *t, struct tsite *site, uint32_t number)
+uint16_t translator_flags_registers(const struct tflags_recipe *recipe)
 {
-        const struct tflags_recipe *r = &t->recipe;
+        return mask_of(recipe->a) | mask_of(recipe->b);
+}
 
-        if (!(t->places & (TPLACE_SAVED | TPLACE_RECIPE)) || number >> (32 - TFLAGS_SITE))
-                return false;
-        site->passes = true;
-        if (t->places & TPLACE_SAVED)
-                return true;
-        site->recipe = *r;
-        site->passes_by = mask_of(r->a) | mask_of(r->b);
-        name_site(t, number);
-        return true;
+void flags_pass(struct translation *t, struct tsite *site)
+{
+        if (t->places & TPLACE_SAVED) {
+                site->flags = TFLAGS_SAVED;
+        } else if (t->places & TPLACE_RECIPE) {
+                site->flags = TFLAGS_RECIPE;
+                site->note = (uint8_t)name_recipe(t);
+        }
 }
 
 /* As the slots have them, so that registers may change. */
 void flags_to_slot(struct translation *t)
 {
         struct tflags_recipe *r = &t->recipe;
-        struct tsite *site;
-        uint32_t number;
+        unsigned reg;
 
         if (t->places & TPLACE_RECIPE && !(t->places & TPLACE_SAVED)) {
-                unsigned reg;
 
                 if (!is_slot(r->a)) {
                         reg = load_a(t, r, false);
@@ -668,14 +669,9 @@ void flags_to_slot(struct translation *t)
                         asm_store(t->a, 8, recipe_slot(1), reg);
                         r->b = (TRECIPE_SLOT + 1) * 8;
                 }
-                site = translate_site(t, TSITE_FLAGS, NULL, &number);
-                if (number >> (32 - TFLAGS_SITE) == 0) {
-                        site->recipe = *r;
-                        name_site(t, number);
-                        flags_from_elsewhere(t);
-                        return;
-                }
-                flags_to_host(t);
+                name_recipe(t);
+                flags_from_elsewhere(t);
+                return;
         }
         if (!(t->places & TPLACE_SAVED)) {
                 t->places = TPLACE_HOST;
@@ -745,9 +741,8 @@ static uint64_t operand_value(const struct x86_cpu *cpu, uint8_t at)
         return is_slot(at) ? cpu->jit.flags_of[at / 8 - TRECIPE_SLOT] : cpu->s.gpr[at / 8];
 }
 
-uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site)
+uint64_t translator_flags_by(const struct x86_cpu *cpu, const struct tflags_recipe *r)
 {
-        const struct tflags_recipe *r = &site->recipe;
         uint64_t a = operand_value(cpu, r->a) + (uint64_t)(int64_t)r->delta;
         uint64_t b = r->b == NO_REGISTER ? (uint64_t)(int64_t)r->imm : operand_value(cpu, r->b);
         unsigned bits = r->size_bytes * 8u;

@@ -231,7 +231,7 @@ struct tsite *group_edge(struct translation *t, struct tinsn *first, struct asm_
 /* Linked, it takes the flags along where the site has them, or in the host's when they are a recipe (translator.c: entry_for()). */
 void group_emit_edge(struct translation *t, struct tlate *late)
 {
-        struct tsite *site = translator_site_at(t->tr, late->number);
+        struct tsite *site = translate_site_at(t, late->number);
 
         asm_bind(t->a, &late->from);
         x87_store(t, late->target);
@@ -239,6 +239,5 @@ void group_emit_edge(struct translation *t, struct tlate *late)
                 flags_to_host(t);
         asm_align(t->a, 4, EDGE_BYTES);
         site->patch = translate_here(t) + EDGE_BYTES - 4;
-        site->next = translator_thunk(t->tr, TTHUNK_MEMORY);
         translate_edge_here(t, late->number, TTHUNK_MEMORY);
 }

@@ -143,12 +143,10 @@ static void emit_pause(struct translation *t, struct tinsn *i)
 static void emit_system_call(struct translation *t, struct tinsn *i)
 {
         enum tthunk thunk = i->z.mnemonic == ZYDIS_MNEMONIC_SYSCALL ? TTHUNK_SYSCALL : TTHUNK_SYSRET;
-        struct tsite *site;
         uint32_t number;
 
         flags_to_slot(t);
-        site = translate_site(t, TSITE_HANDLER, i, &number);
-        site->fast = system_fast(i);
+        translate_site(t, TSITE_HANDLER, i, &number);
         asm_load(t->a, 8, TREG_ADDRESS, guest_slot(GPR_BLOCK));
         asm_lea(t->a, TREG_ADDRESS, asm_at(TREG_ADDRESS, i->insn.end));
         translate_edge_here(t, number, thunk);

@@ -23,38 +23,66 @@
 
 /* ---- sites ---- */
 
-uint32_t translate_here(const struct translation *t)
+uint16_t translate_here(const struct translation *t)
 {
-        return t->block->host + (uint32_t)t->a->used;
+        return (uint16_t)t->a->used;
 }
 
-static struct insn *site_insn(struct translation *t, struct tinsn *i)
+unsigned translate_note(struct translation *t, const struct tflags_recipe *recipe, uint32_t x87_op)
 {
-        if (!i->copy)
-                i->copy = translator_insn(t->tr, t->block, &i->insn);
-        if (!i->copy)
+        if (t->notes == TNOTES_MAX) {
                 t->failed = true;
-        return i->copy;
+                return 0;
+        }
+        t->note[t->notes] = tnote_of(recipe, x87_op);
+        return ++t->notes;
+}
+
+/* Mostly one like that of the site before. */
+static unsigned note_for(struct translation *t, const struct tsite *site, uint32_t x87_op)
+{
+        static const struct tflags_recipe none;
+        const struct tflags_recipe *recipe = site->flags == TFLAGS_RECIPE ? &t->recipe : &none;
+        struct tnote note;
+
+        if (recipe == &none && !x87_op)
+                return 0;
+        note = tnote_of(recipe, x87_op);
+        if (t->last_note && !memcmp(&t->note[t->last_note - 1], &note, sizeof(note)))
+                return t->last_note;
+        t->last_note = translate_note(t, recipe, x87_op);
+        return t->last_note;
 }
 
 struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct tinsn *i, uint32_t *number)
 {
-        struct tsite *site = translator_site(t->tr, t->block, number);
+        struct tsite *site;
 
-        if (!site) {
+        if (t->sites == TRANSLATE_SITES_MAX || t->units + tsite_units(kind) > TNUMBER_OWN) {
                 t->failed = true;
                 *number = 0;
                 t->no_site = (struct tsite){ 0 };
                 return &t->no_site;
         }
-        site->kind = (uint8_t)kind;
+        *number = t->number | (t->units + 1);
+        t->site_at[t->units + 1] = (uint16_t)t->sites;
+        t->units += tsite_units(kind);
+        site = &t->site[t->sites++];
+        *site = (struct tsite){ .kind = (uint8_t)kind };
+        if (i) {
+                site->at = i->insn.start;
+                site->x87 = i->x87_in;
+        }
+        if (kind == TSITE_CHAIN || kind == TSITE_RETURN) /* the host's, or nobody asks */
+                return site;
         site->flags = t->places & TPLACE_HOST ? TFLAGS_HOST : t->places & TPLACE_SAVED ? TFLAGS_SAVED : TFLAGS_RECIPE;
-        site->recipe = t->recipe;
-        site->insn = i ? site_insn(t, i) : NULL;
-        site->x87 = i && i->x87_in;
-        site->x87_op = i ? i->x87_op : 0;
-        site->block = t->block;
+        site->note = (uint8_t)note_for(t, site, i ? i->x87_op : 0);
         return site;
+}
+
+struct tsite *translate_site_at(struct translation *t, uint32_t number)
+{
+        return number & TNUMBER_OWN ? &t->site[t->site_at[number & TNUMBER_OWN]] : &t->no_site;
 }
 
 struct asm_label *translate_edge(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk)
@@ -69,7 +97,6 @@ struct asm_label *translate_edge(struct translation *t, struct tsite *site, uint
         edge = &t->edge[t->edges++];
         edge->label = (struct asm_label){ 0 };
         edge->site = number;
-        edge->at = site;
         edge->thunk = thunk;
         edge->chain = false;
         return &edge->label;
@@ -79,7 +106,7 @@ void translate_edge_here(struct translation *t, uint32_t number, enum tthunk thu
 {
         asm_mov_imm(t->a, TREG_SCRATCH, number);
         asm_byte(t->a, 0xe9);
-        asm_u32(t->a, translator_thunk(t->tr, thunk) - (translate_here(t) + 4));
+        asm_u32(t->a, translator_thunk(t->tr, thunk) - (t->block->host + translate_here(t) + 4));
 }
 
 struct tlate *translate_late(struct translation *t, enum tlate_kind kind, uint32_t number)
@@ -100,7 +127,7 @@ static void emit_edges(struct translation *t)
                 struct tedge *edge = &t->edge[n];
 
                 if (edge->chain)
-                        edge->at->next = translate_here(t);
+                        translate_site_at(t, edge->site)->next = translate_here(t);
                 asm_bind(t->a, &edge->label);
                 translate_edge_here(t, edge->site, edge->thunk);
         }
@@ -113,7 +140,6 @@ void emit_handler(struct translation *t, struct tinsn *i)
         uint32_t number;
         struct tsite *site = translate_site(t, TSITE_HANDLER, i, &number);
 
-        site->fast = system_fast(i);
         translate_edge_here(t, number, TTHUNK_HANDLER);
         if (i->ends)
                 return;
@@ -184,7 +210,6 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
         i->x87_op = i->x87_store = 0;
         i->access = TACCESS_NONE;
         i->group = NULL;
-        i->copy = NULL;
         i->followed = may_follow;
         i->goes_on = may_follow && t->count < GOES_ON_INSNS_MAX && !translator_lock_step(t->tr) && !(t->source->key & TKEY_CROSSING);
         if (decode_insn_full(t->cpu, t->source->bytes + (at - first), t->source->size_bytes - (at - first), at, &i->insn, &i->z,
@@ -203,10 +228,10 @@ static int lift(struct translation *t)
 {
         uint32_t first = t->source->gpa & (GUEST_PAGE_SIZE - 1), at = first, end = first;
 
-        while (t->count < TRANSLATE_INSNS_MAX && at - first < t->source->size_bytes) {
+        while (t->count < t->most && at - first < t->source->size_bytes) {
                 const struct tinsn *i = &t->insn[t->count];
 
-                if (!lift_one(t, at, t->count + 1 < TRANSLATE_INSNS_MAX))
+                if (!lift_one(t, at, t->count + 1 < t->most))
                         break; /* it goes on in the next page */
                 if (t->calls && i->x87 != TX87_NO) { /* whether the state is in the host's x87 unit then, who knows */
                         t->count--;
@@ -222,7 +247,7 @@ static int lift(struct translation *t)
         }
         t->end_target = at;
         t->block->size_bytes = (uint16_t)(end - first);
-        t->block->insns = (uint16_t)t->count;
+        t->block->insns = (uint8_t)t->count;
         return t->count ? 0 : -ENOTSUP;
 }
 
@@ -278,7 +303,7 @@ static void emit_second_page_check(struct translation *t)
 
         _Static_assert(sizeof(struct tlb_exec_entry) == 32, "the index is scaled by 4 and 8");
         site = translate_site(t, TSITE_LEAVE, NULL, &number);
-        site->target = (int32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
+        site->at = (uint32_t)(t->source->gpa & (GUEST_PAGE_SIZE - 1));
         edge = translate_edge(t, site, number, TTHUNK_LEAVE);
         asm_load(t->a, 8, TREG_ADDRESS, guest_slot(GPR_BLOCK));
         asm_lea(t->a, TREG_ADDRESS, asm_at(TREG_ADDRESS, (int32_t)GUEST_PAGE_SIZE));
@@ -336,7 +361,7 @@ static void emit_entry_with_host(struct translation *t, struct asm_label *with_h
         t->block->with_host = translate_here(t);
         t->places = TPLACE_HOST;
         flags_keep(t);
-        asm_jmp_to(t->a, t->a->address + t->block->fast - t->block->host);
+        asm_jmp_to(t->a, t->a->address + t->block->fast);
 }
 
 static void emit_end(struct translation *t)
@@ -420,43 +445,79 @@ static int emit(struct translation *t)
         emit_entry_with_host(t, &with_host);
         emit_lates(t);
         emit_edges(t);
-        if (t->a->full || t->failed)
-                return -ENOSPC;
-        t->block->host_end = translate_here(t);
-        return 0;
+        return t->a->full || t->failed ? -E2BIG : 0;
 }
 
-int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct x86_asm *as_, struct tblock *block)
+static int translate_most(struct translation *t, unsigned most)
 {
-        struct translation *t = malloc(sizeof(*t));
         int r;
 
-        if (!t)
-                return -ENOSPC;
+        t->most = most;
+        t->tlb_mode = t->source->key >> 28 & 7;
+        t->failed = t->member = false;
+        t->groups = 0;
+        t->loops = t->in_loop = false;
+        t->loop = (struct asm_label){ 0 };
+        t->count = t->edges = t->lates = t->sites = t->units = t->notes = t->last_note = t->named = 0;
+        t->real = t->calls = t->has_made = false;
+        t->recipe = (struct tflags_recipe){ 0 };
+        t->a->used = 0;
+        t->a->full = false;
+        t->block->incoming = 0;
+        r = lift(t);
+        if (r < 0)
+                return r;
+        t->may_loop = t->count <= LOOP_INSNS_MAX && !(t->source->key & TKEY_PLAIN) && !translator_lock_step(t->tr);
+        x87_plan(t);
+        groups_find(t);
+        find_needed(t);
+        flags_plan_entry(t);
+        return emit(t);
+}
+
+int translate_block(struct translation *t, struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, uint32_t number,
+                    struct x86_asm *as_, struct tblock *block)
+{
+        unsigned most = TRANSLATE_INSNS_MAX;
+        int r;
+
         t->tr = tr;
         t->cpu = cpu;
         t->a = as_;
         t->block = block;
         t->source = source;
-        t->tlb_mode = source->key >> 28 & 7;
+        t->number = number;
         t->fast_pext = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-        t->failed = t->member = false;
-        t->groups = 0;
-        t->loops = t->in_loop = false;
-        t->loop = (struct asm_label){ 0 };
-        t->count = t->edges = t->lates = 0;
-        t->maker = 0;
-        t->real = t->calls = t->has_made = false;
-        t->recipe = (struct tflags_recipe){ 0 };
-        r = lift(t);
-        if (r == 0) {
-                t->may_loop = t->count <= LOOP_INSNS_MAX && !(source->key & TKEY_PLAIN) && !translator_lock_step(tr);
-                x87_plan(t);
-                groups_find(t);
-                find_needed(t);
-                flags_plan_entry(t);
-                r = emit(t);
-        }
+        do { /* one with more sites or code than there is room for becomes shorter */
+                r = translate_most(t, most);
+                most = t->count / 2;
+        } while (r == -E2BIG && most);
+        if (r < 0)
+                return -ENOTSUP;
+        block->sites = (uint16_t)t->units;
+        block->notes = (uint8_t)t->notes;
+        return 0;
+}
+
+struct translation *translation_new(void)
+{
+        return malloc(sizeof(struct translation));
+}
+
+void translation_free(struct translation *t)
+{
         free(t);
-        return r;
+}
+
+void translation_pack(const struct translation *t, uint32_t *to)
+{
+        for (const struct tsite *site = t->site; site < t->site + t->sites; site++) {
+                tsite_pack(site, to);
+                to += tsite_units(site->kind);
+        }
+}
+
+const struct tnote *translation_notes(const struct translation *t)
+{
+        return t->note;
 }

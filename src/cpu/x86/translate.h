@@ -9,7 +9,7 @@
  */
 #pragma once
 
-#include "cpu/x86/translator.h"
+#include "cpu/x86/translator-sites.h"
 
 #define TRANSLATE_INSNS_MAX 48
 #define TRANSLATE_EDGES_MAX 256
@@ -48,7 +48,6 @@ struct tinsn {
         uint8_t access;      /* enum taccess: what a group may take; CALL and RET too */
         int32_t moved;       /* in a group: how far its registers have moved since its first instruction */
         struct tgroup *group;
-        struct insn *copy;   /* what its sites name, made on demand */
 };
 
 /* Places of the guest's flags; several may hold them at once. */
@@ -65,9 +64,8 @@ struct tgroup {
 struct tedge {
         struct asm_label label;
         uint32_t site;       /* its number */
-        struct tsite *at;
         enum tthunk thunk;
-        bool chain;          /* at->next is where the edge is */
+        bool chain;          /* its site's next is where the edge is */
 };
 
 /*
@@ -79,11 +77,13 @@ struct tlate {
         uint8_t kind;        /* enum tlate_kind */
         bool real, backward;
         struct asm_label from, back;
-        uint32_t number, target;
+        uint32_t number;     /* of a site; TLATE_MAKER: of the block's note */
+        uint32_t target;
         unsigned places;
         struct tflags_recipe recipe;
 };
 #define TRANSLATE_LATES_MAX 256
+#define TRANSLATE_SITES_MAX 800
 
 struct translation {
         struct translator *tr;
@@ -93,15 +93,18 @@ struct translation {
         const struct tsource *source;
         unsigned tlb_mode;
         bool fast_pext;
-        bool failed;         /* out of sites, insns or edges */
+        bool failed;         /* out of sites, notes or edges */
         unsigned places;     /* enum tplace */
         bool real;           /* TPLACE_SAVED: as LAHF and SETO made them, not by a recipe of who knows what block */
         struct tflags_recipe recipe, made;
-        uint32_t maker;      /* the last TLATE_MAKER, of maker_of; 0: none */
-        struct tflags_recipe maker_of;
+        unsigned last_note;  /* of a site; and the last that jit.flags may name; 0: none */
+        unsigned named;
         bool slotted;        /* the instruction that is emitted stored something for a recipe: not when its handler does it */
         bool has_made;       /* made is what the instruction that is emitted leaves behind */
-        unsigned count, edges, lates;
+        unsigned count, edges, lates, sites, notes;
+        unsigned units;      /* of sites */
+        unsigned most;       /* instructions */
+        uint32_t number;     /* the block's, as that of its sites */
         bool calls;          /* a call is among them, behind which the block goes on */
         uint32_t x87_last;   /* to be stored where execution runs off the end */
         unsigned groups;
@@ -118,6 +121,9 @@ struct translation {
         struct tgroup group[TRANSLATE_INSNS_MAX / 2];
         struct tedge edge[TRANSLATE_EDGES_MAX];
         struct tlate late[TRANSLATE_LATES_MAX];
+        struct tsite site[TRANSLATE_SITES_MAX];
+        uint16_t site_at[TNUMBER_OWN + 1]; /* by number: which */
+        struct tnote note[TNOTES_MAX];
 };
 
 #define TFLAGS_ALL ((uint16_t)X86_FLAGS_STATUS)
@@ -126,11 +132,15 @@ struct translation {
 
 /* A site with its flags state as it is now, and its number for the edge. When there is none: one that nobody looks at, and failed is set. */
 struct tsite *translate_site(struct translation *t, enum tsite_kind kind, struct tinsn *i, uint32_t *number);
+/* One that was made before. */
+struct tsite *translate_site_at(struct translation *t, uint32_t number);
+/* A new note; 0, and failed is set: there is none. */
+unsigned translate_note(struct translation *t, const struct tflags_recipe *recipe, uint32_t x87_op);
 /* An edge for a site, to be emitted behind the block. Jump to its label. */
 struct asm_label *translate_edge(struct translation *t, struct tsite *site, uint32_t number, enum tthunk thunk);
 void translate_edge_here(struct translation *t, uint32_t number, enum tthunk thunk);
-/* The cache offset of the next byte. */
-uint32_t translate_here(const struct translation *t);
+/* The next byte's offset in the block. */
+uint16_t translate_here(const struct translation *t);
 void emit_handler(struct translation *t, struct tinsn *i);
 /* With the flags as they are now. */
 struct tlate *translate_late(struct translation *t, enum tlate_kind kind, uint32_t number);
@@ -164,8 +174,8 @@ void flags_emit_call(struct translation *t, struct tlate *late);
 void flags_after_handler(struct translation *t);
 /* Decides block->entry, once it is known what needs flags. */
 void flags_plan_entry(struct translation *t);
-/* Whether whoever goes on may take the flags from jit.flags, with a store of site's number there or without: recipe registers are by. */
-bool flags_pass(struct translation *t, struct tsite *site, uint32_t number);
+/* A CHAIN: whoever goes on may take the flags from jit.flags, with a store of a note's number there or without. */
+void flags_pass(struct translation *t, struct tsite *site);
 /*
  * For code that is not the instruction's own: the guest register is about to change, and nothing else; RSP is about to move by bytes.
  * RCX must be free.

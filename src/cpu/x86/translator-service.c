@@ -5,7 +5,7 @@
  * This file and those it calls before translator_vectors_out() are compiled without vector instructions.
  *
  * Where rip and the flags are:
- *      jit.site             not 0: an instruction of that site is under way; s.rip is stale, GPR_BLOCK + insn->start is it
+ *      jit.site             not 0: an instruction of that site is under way; s.rip is stale, GPR_BLOCK + tsite.at is it
  *      jit.flags_pending    the flags are still as the site says; else they are in cpu->lazy
  *      jit.status           while a fast handler runs, and from then on to the next block: the status flags, which cpu->lazy does not have
  * x86_raise() unwinds from here to the run loop, which calls translator_recover().
@@ -20,43 +20,70 @@
 #include "cpu/x86/flags.h"
 #include "cpu/x86/system.h"
 
-static const struct tsite *site_at(const struct x86_cpu *cpu, uint64_t number)
+static struct tsite site_at(const struct x86_cpu *cpu, uint64_t number)
 {
-        return &cpu->translator->site[(uint32_t)number];
+        return tsite_of(cpu->translator, (uint32_t)number);
+}
+
+static const struct tblock *block_of(const struct x86_cpu *cpu, uint64_t number)
+{
+        return tblock_of(cpu->translator, (uint32_t)number);
+}
+
+static uint64_t rip_of(const struct x86_cpu *cpu, uint64_t number)
+{
+        return insn_rip(cpu, site_at(cpu, number).at);
+}
+
+static bool is_dead(const struct tblock *block)
+{
+        return __atomic_load_n(&block->dead, __ATOMIC_ACQUIRE);
 }
 
 /* ---- flags ---- */
 
-static uint64_t saved_eflags(const struct x86_cpu *cpu)
+/* By a note of the block that number is of. */
+static uint64_t eflags_by(const struct x86_cpu *cpu, uint64_t number, unsigned own)
 {
-        if (!(cpu->jit.flags & TFLAGS_REAL))
-                return translator_flags_at(cpu, site_at(cpu, cpu->jit.flags >> TFLAGS_SITE));
-        return tflags_to_eflags((uint16_t)cpu->jit.flags);
+        struct tflags_recipe recipe = tnote_recipe(tblock_note(cpu->translator, block_of(cpu, number), own));
+
+        return translator_flags_by(cpu, &recipe);
 }
 
-static uint64_t eflags_at(const struct x86_cpu *cpu, const struct tsite *site)
+static uint64_t saved_eflags(const struct x86_cpu *cpu)
 {
-        switch (site->flags) {
+        uint32_t flags = cpu->jit.flags;
+
+        if (!(flags & TFLAGS_REAL))
+                return eflags_by(cpu, flags, flags & TNUMBER_OWN);
+        return tflags_to_eflags((uint16_t)flags);
+}
+
+static uint64_t eflags_at(const struct x86_cpu *cpu, uint64_t number)
+{
+        const struct tsite site = site_at(cpu, number);
+
+        switch (site.flags) {
         case TFLAGS_HOST:
                 return tflags_to_eflags(cpu->jit.host_flags);
         case TFLAGS_SAVED:
                 return saved_eflags(cpu);
         default:
-                return translator_flags_at(cpu, site);
+                return eflags_by(cpu, number, site.note);
         }
 }
 
 /* The site's flags into cpu->lazy. */
-static void flags_in(struct x86_cpu *cpu, const struct tsite *site)
+static void flags_in(struct x86_cpu *cpu, uint64_t number)
 {
-        flags_set_status(cpu, eflags_at(cpu, site));
+        flags_set_status(cpu, eflags_at(cpu, number));
         cpu->jit.flags_pending = false;
 }
 
 /* The same into jit.status, which is where the next block or the run loop gets them from. */
-static void status_in(struct x86_cpu *cpu, const struct tsite *site)
+static void status_in(struct x86_cpu *cpu, uint64_t number)
 {
-        cpu->jit.status = eflags_at(cpu, site);
+        cpu->jit.status = eflags_at(cpu, number);
 }
 
 static void status_from_lazy(struct x86_cpu *cpu)
@@ -78,12 +105,13 @@ static void flags_out(struct x86_cpu *cpu)
 
 static void begin(struct x86_cpu *cpu, uint64_t number)
 {
-        const struct tsite *site = site_at(cpu, number);
+        unsigned note = site_at(cpu, number).note;
+        uint32_t x87_op = note ? tblock_note(cpu->translator, block_of(cpu, number), note)->x87_op : 0;
 
         cpu->jit.site = (uint32_t)number;
         cpu->jit.flags_pending = true;
-        if (site->x87_op) {
-                cpu->jit.x87_op = site->x87_op;
+        if (x87_op) {
+                cpu->jit.x87_op = x87_op;
                 cpu->jit.x87_page = cpu->s.gpr[GPR_BLOCK];
         }
 }
@@ -97,12 +125,10 @@ static void at_rip(struct x86_cpu *cpu, uint64_t rip)
 
 void translator_recover(struct x86_cpu *cpu)
 {
-        const struct tsite *site = site_at(cpu, cpu->jit.site);
-
         if (cpu->jit.site) {
                 if (cpu->jit.flags_pending)
-                        flags_in(cpu, site);
-                cpu->s.rip = insn_rip(cpu, site->insn->start);
+                        flags_in(cpu, cpu->jit.site);
+                cpu->s.rip = rip_of(cpu, cpu->jit.site);
                 cpu->jit.site = 0;
         }
         translator_outside(cpu);
@@ -125,6 +151,12 @@ static bool run_loop_wanted(struct x86_cpu *cpu)
 static const void *host_at(const struct x86_cpu *cpu, uint32_t at)
 {
         return (const void *)(cpu->jit.code + at);
+}
+
+/* Code of the site's block. */
+static const void *code_at(const struct x86_cpu *cpu, uint64_t number, uint16_t offset)
+{
+        return host_at(cpu, block_of(cpu, number)->host + offset);
 }
 
 /* With the flags in cpu->lazy. */
@@ -248,37 +280,40 @@ static bool is_branch(const struct insn *insn)
         }
 }
 
-static const void *interpret_at(struct x86_cpu *cpu, const struct tsite *site, uint64_t rip)
+/* By the run loop, from the instruction on. */
+static const void *interpret_at(struct x86_cpu *cpu, uint64_t number)
 {
         if (cpu->jit.flags_pending)
-                flags_in(cpu, site);
-        at_rip(cpu, rip);
+                flags_in(cpu, number);
+        at_rip(cpu, rip_of(cpu, number));
         cpu->jit.interpret = true;
         return out(cpu);
 }
 
-/* Behind site's instruction; the flags are in jit.status. The rest of the block is not for what comes when bytes or the key changed. */
-static const void *handled(struct x86_cpu *cpu, const struct tsite *site, bool same_key)
+/* Behind the site's instruction; the flags are in jit.status. The rest of the block is not for what comes when bytes or the key changed. */
+static const void *handled(struct x86_cpu *cpu, uint64_t number, const struct insn *insn, bool same_key)
 {
-        if (same_key && site->next && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE) && (!site->x87 || translator_x87_load(cpu))) {
+        const struct tsite site = site_at(cpu, number);
+
+        if (same_key && site.next && !is_dead(block_of(cpu, number)) && (!site.x87 || translator_x87_load(cpu))) {
                 cpu->jit.site = 0;
                 flags_out(cpu);
-                return host_at(cpu, site->next);
+                return code_at(cpu, number, site.next);
         }
-        at_rip(cpu, insn_rip(cpu, site->insn->end));
+        at_rip(cpu, insn_rip(cpu, insn->end));
         return go_on(cpu, !same_key);
 }
 
-static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
+static const void *run_handler(struct x86_cpu *cpu, uint64_t number)
 {
         uint32_t key = translation_key(cpu);
-        const struct insn *insn = site->insn, *next;
+        const struct insn *insn = translator_decoded(cpu, number)->insn, *next;
         bool same;
 
         if (is_branch(insn))
-                return interpret_at(cpu, site, insn_rip(cpu, insn->start));
+                return interpret_at(cpu, number);
         if (cpu->jit.flags_pending)
-                flags_in(cpu, site);
+                flags_in(cpu, number);
         cpu->insn = insn;
         if (unlikely(cpu->stats))
                 cpu->stats->handler[insn->op]++;
@@ -290,7 +325,7 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
         status_from_lazy(cpu);
         same = translation_key(cpu) == key; /* STAC, CLAC … */
         if (next == insn + 1)
-                return handled(cpu, site, same);
+                return handled(cpu, number, insn, same);
         if (next) { /* the interpreter's next block, begun: back to its start */
                 cpu->s.rip = cpu->s.gpr[GPR_BLOCK];
                 cpu->block = NULL;
@@ -299,21 +334,24 @@ static const void *run_handler(struct x86_cpu *cpu, const struct tsite *site)
         return go_on(cpu, !same);
 }
 
-/* site->fast raises nothing, and finds and leaves the flags in jit.status. */
-static const void *run_fast(struct x86_cpu *cpu, const struct tsite *site)
+/* A fast handler raises nothing, and finds and leaves the flags in jit.status. */
+static const void *run_fast(struct x86_cpu *cpu, uint64_t number)
 {
+        const struct tdecoded *decoded = translator_decoded(cpu, number);
         uint32_t key = translation_key(cpu);
 
-        status_in(cpu, site);
-        switch (site->fast(cpu, site->insn)) {
+        if (!decoded->fast)
+                return run_handler(cpu, number);
+        status_in(cpu, number);
+        switch (decoded->fast(cpu, decoded->insn)) {
         case FAST_NEXT:
-                return handled(cpu, site, translation_key(cpu) == key);
+                return handled(cpu, number, decoded->insn, translation_key(cpu) == key);
         case FAST_LEFT:
                 cpu->jit.site = 0;
                 return go_on(cpu, translation_key(cpu) != key);
         default:
                 status_to_lazy(cpu); /* the registers that a recipe goes by may have changed */
-                return run_handler(cpu, site);
+                return run_handler(cpu, number);
         }
 }
 
@@ -323,23 +361,27 @@ static const void *run_fast(struct x86_cpu *cpu, const struct tsite *site)
  * The access can be tried again; nothing has been looked at that could have unmasked an exception. A processor that is wanted elsewhere
  * leaves from here, too: whatever keeps an access from its second try, such a processor can be stopped.
  */
-static const void *retry(struct x86_cpu *cpu, const struct tsite *site)
+static const void *retry(struct x86_cpu *cpu, uint64_t number)
 {
+        const struct tsite site = site_at(cpu, number);
+
         if (unlikely(!atomic_load_explicit(&cpu->jit.go, memory_order_relaxed)))
-                return interpret_at(cpu, site, insn_rip(cpu, site->insn->start));
-        if (site->x87)
+                return interpret_at(cpu, number);
+        if (site.x87)
                 translator_x87_load(cpu);
         cpu->jit.site = 0;
-        return host_at(cpu, site->retry);
+        return code_at(cpu, number, site.retry);
 }
 
-static uint64_t access_address(const struct x86_cpu *cpu, const struct tsite *site)
+static uint64_t access_address(struct x86_cpu *cpu, uint64_t number)
 {
-        const struct insn *insn = site->insn;
+        const struct tsite site = site_at(cpu, number);
+        const struct insn *insn;
         uint64_t address;
 
-        if (site->stack)
-                return cpu->s.gpr[X86_RSP] - (site->write ? site->size_bytes : 0);
+        if (site.stack)
+                return cpu->s.gpr[X86_RSP] - (site.write ? site.size_bytes : 0);
+        insn = translator_decoded(cpu, number)->insn;
         address = insn_offset(cpu, insn);
         return insn->seg >= X86_FS ? address + cpu->s.seg[insn->seg].base : address;
 }
@@ -349,22 +391,22 @@ static bool in_one_page(uint64_t linear, unsigned size_bytes)
         return (linear & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - size_bytes;
 }
 
-static const void *deliver_fault(struct x86_cpu *cpu, const struct tsite *site, const struct fast_fault *fault)
+static const void *deliver_fault(struct x86_cpu *cpu, uint64_t number, const struct fast_fault *fault)
 {
-        status_in(cpu, site);
-        at_rip(cpu, insn_rip(cpu, site->insn->start));
+        status_in(cpu, number);
+        at_rip(cpu, rip_of(cpu, number));
         fast_fault_deliver(cpu, fault);
         return go_on(cpu, true);
 }
 
 /* Without the group: nothing of it has been done. link: as from now on. */
-static const void *go_on_plain(struct x86_cpu *cpu, struct tsite *site, bool link)
+static const void *go_on_plain(struct x86_cpu *cpu, uint64_t number, bool link)
 {
         struct translator *tr = cpu->translator;
-        uint64_t rip = insn_rip(cpu, site->insn->start);
+        uint64_t rip = rip_of(cpu, number);
         struct tblock *plain;
 
-        flags_in(cpu, site);
+        flags_in(cpu, number);
         at_rip(cpu, rip);
         if (run_loop_wanted(cpu)) {
                 cpu->jit.plain = tr->lock_step;
@@ -372,13 +414,13 @@ static const void *go_on_plain(struct x86_cpu *cpu, struct tsite *site, bool lin
                 return out(cpu);
         }
         translator_vectors_out(cpu);
-        plain = translator_plain(cpu, site->block, site->insn->start);
+        plain = translator_plain(cpu, block_of(cpu, number), site_at(cpu, number).at);
         if (!plain) {
                 cpu->jit.interpret = true;
                 return NULL;
         }
         if (link)
-                translator_link(tr, site, plain);
+                translator_link(tr, (uint32_t)number, plain);
         status_from_lazy(cpu);
         flags_out(cpu);
         return enter_direct(cpu, plain, rip);
@@ -388,90 +430,89 @@ static const void *go_on_plain(struct x86_cpu *cpu, struct tsite *site, bool lin
  * A group's look-up failed. Whatever its first instruction meets is raised here as it would be without a group; what the others
  * would is for the plain block.
  */
-static const void *serve_group(struct x86_cpu *cpu, struct tsite *site, uint64_t linear)
+static const void *serve_group(struct x86_cpu *cpu, uint64_t number, uint64_t linear)
 {
-        uint64_t span = linear - site->below;
+        const struct tsite site = site_at(cpu, number);
+        uint64_t span = linear - site.below;
         struct fast_fault fault;
 
-        if (mmu_fill_fast(cpu, span, site->span, site->span_write))
-                return retry(cpu, site);
-        if (!in_one_page(span, site->span))
-                return go_on_plain(cpu, site, true);
-        if (!site->size_bytes || !x86_canonical(linear))
-                return go_on_plain(cpu, site, false);
-        if (fast_fault_prepare(cpu, linear, site->size_bytes, site->write, &fault))
-                return deliver_fault(cpu, site, &fault);
+        if (mmu_fill_fast(cpu, span, site.span, site.span_write))
+                return retry(cpu, number);
+        if (!in_one_page(span, site.span))
+                return go_on_plain(cpu, number, true);
+        if (!site.size_bytes || !x86_canonical(linear))
+                return go_on_plain(cpu, number, false);
+        if (fast_fault_prepare(cpu, linear, site.size_bytes, site.write, &fault))
+                return deliver_fault(cpu, number, &fault);
         translator_vectors_out(cpu);
-        if (mmu_fill(cpu, linear, site->size_bytes, site->write) && tlb_find(cpu, span, site->span, site->span_write))
-                return retry(cpu, site);
-        return go_on_plain(cpu, site, false);
+        if (mmu_fill(cpu, linear, site.size_bytes, site.write) && tlb_find(cpu, span, site.span, site.span_write))
+                return retry(cpu, number);
+        return go_on_plain(cpu, number, false);
 }
 
 const void *translator_serve_memory(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        struct tsite *site = (struct tsite *)site_at(cpu, number);
-        uint64_t linear = access_address(cpu, site);
+        const struct tsite site = site_at(cpu, number);
+        uint64_t linear = access_address(cpu, number);
         struct fast_fault fault;
 
         begin(cpu, number);
-        cpu->insn = site->insn;
         cpu->jit.tlb_misses++;
-        if (site->kind == TSITE_GROUP)
-                return serve_group(cpu, site, linear);
-        if (mmu_fill_fast(cpu, linear, site->size_bytes, site->write))
-                return retry(cpu, site);
-        if (fast_fault_prepare(cpu, linear, site->size_bytes, site->write, &fault))
-                return deliver_fault(cpu, site, &fault);
+        if (site.kind == TSITE_GROUP)
+                return serve_group(cpu, number, linear);
+        if (unlikely(!site.size_bytes))
+                return run_handler(cpu, number);
+        if (mmu_fill_fast(cpu, linear, site.size_bytes, site.write))
+                return retry(cpu, number);
+        if (fast_fault_prepare(cpu, linear, site.size_bytes, site.write, &fault))
+                return deliver_fault(cpu, number, &fault);
         translator_vectors_out(cpu);
-        if (x86_canonical(linear) && mmu_fill(cpu, linear, site->size_bytes, site->write))
-                return retry(cpu, site);
-        return site->fast ? run_fast(cpu, site) : run_handler(cpu, site);
+        if (x86_canonical(linear) && mmu_fill(cpu, linear, site.size_bytes, site.write))
+                return retry(cpu, number);
+        return run_fast(cpu, number);
 }
 
 const void *translator_serve_handler(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        const struct tsite *site = site_at(cpu, number);
-
         begin(cpu, number);
         cpu->jit.handlers++;
-        return site->fast ? run_fast(cpu, site) : run_handler(cpu, site);
+        return run_fast(cpu, number);
 }
 
 const void *translator_serve_chain(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        struct tsite *site = (struct tsite *)site_at(cpu, number);
-        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)site->target;
+        const struct tblock *block = block_of(cpu, number);
+        const struct tsite site = site_at(cpu, number);
         struct translator *tr = cpu->translator;
         struct tblock *to;
 
         cpu->jit.chains++;
-        if (!(site->target >> GUEST_PAGE_SHIFT) && !__atomic_load_n(&site->block->dead, __ATOMIC_ACQUIRE)) {
-                to = lookup_any(tr, TPAGE_BASE(site->block->gpa) | (uint64_t)site->target, translation_key(cpu));
+        if (!is_dead(block)) {
+                to = lookup_any(tr, TPAGE_BASE(block->gpa) | site.at, translation_key(cpu));
                 if (to && !tr->lock_step) {
                         translator_vectors_out(cpu);
-                        translator_link(tr, site, to);
+                        translator_link(tr, (uint32_t)number, to);
                         cpu->jit.flags = cpu->jit.host_flags;
                         return host_at(cpu, to->host);
                 }
         }
-        status_in(cpu, site);
-        at_rip(cpu, rip);
+        cpu->jit.status = tflags_to_eflags(cpu->jit.host_flags);
+        at_rip(cpu, rip_of(cpu, number));
         return go_on(cpu, false);
 }
 
 const void *translator_serve_jump(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        const struct tsite *site = site_at(cpu, number);
+        const struct tsite site = site_at(cpu, number);
 
         begin(cpu, number);
         cpu->jit.jumps++;
-        if (unlikely(!x86_canonical(rbp)) && site->insn) {
+        if (unlikely(!x86_canonical(rbp)) && site.checked) {
                 translator_vectors_out(cpu);
                 x86_gp0(cpu);
         }
-        if (site->insn)
-                cpu->s.gpr[X86_RSP] += site->size_bytes;
-        status_in(cpu, site);
+        cpu->s.gpr[X86_RSP] += site.size_bytes;
+        status_in(cpu, number);
         at_rip(cpu, rbp);
         return go_on(cpu, false);
 }
@@ -487,11 +528,9 @@ const void *translator_serve_arrive(struct x86_cpu *cpu, uint64_t number, uint64
 
 const void *translator_serve_go(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        const struct tsite *site = site_at(cpu, number);
-
         cpu->jit.asked++;
-        flags_in(cpu, site);
-        at_rip(cpu, cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)(site->insn ? site->insn->start : site->target));
+        flags_in(cpu, number);
+        at_rip(cpu, rip_of(cpu, number));
         return out(cpu);
 }
 
@@ -501,13 +540,12 @@ const void *translator_serve_go(struct x86_cpu *cpu, uint64_t number, uint64_t r
  */
 const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        const struct tsite *site = site_at(cpu, number);
-        uint64_t rip = cpu->s.gpr[GPR_BLOCK] + (uint64_t)(int64_t)site->target, sp = cpu->s.gpr[X86_RSP];
+        uint64_t rip = rip_of(cpu, number), sp = cpu->s.gpr[X86_RSP];
         uint32_t key = translation_key(cpu);
         const struct tblock *block;
 
         cpu->jit.left++;
-        flags_in(cpu, site);
+        flags_in(cpu, number);
         at_rip(cpu, rip);
         if (run_loop_wanted(cpu)) {
                 cpu->jit.interpret = true;
@@ -531,22 +569,21 @@ const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_
 
 const void *translator_serve_x87(struct x86_cpu *cpu, uint64_t number, uint64_t rbp)
 {
-        const struct tsite *site = site_at(cpu, number);
-
         begin(cpu, number);
         if (!translator_x87_load(cpu))
-                return interpret_at(cpu, site, insn_rip(cpu, site->insn->start));
+                return interpret_at(cpu, number);
         cpu->jit.site = 0;
-        return host_at(cpu, site->retry);
+        return code_at(cpu, number, site_at(cpu, number).retry);
 }
 
 /* A place in a block that its host address names, where a host RET comes back to. */
 static bool is_return(const struct translator *tr, const struct tblock *block, uint32_t at)
 {
-        for (uint32_t i = 0; i < block->sites; i++) {
-                const struct tsite *site = &tr->site[block->site_first + i];
+        struct tsite site;
 
-                if (site->kind == TSITE_RETURN && site->patch == at)
+        for (unsigned own = 1; own <= block->sites; own += tsite_units(site.kind)) {
+                site = tblock_site(tr, block, own);
+                if (site.kind == TSITE_RETURN && block->host + site.patch == at)
                         return true;
         }
         return false;

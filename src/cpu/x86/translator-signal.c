@@ -55,21 +55,21 @@ void translator_thread_begin(struct x86_cpu *cpu)
 
 /* ---- the handler ---- */
 
-static const struct tsite *fault_site(struct translator *tr, uint32_t host, uint32_t *number)
+static bool fault_site(struct translator *tr, uint32_t host, uint32_t *number)
 {
         const struct tblock *block = translator_block_at(tr, host);
+        struct tsite site;
 
         if (!block)
-                return NULL;
-        for (uint32_t i = 0; i < block->sites; i++) {
-                const struct tsite *site = &tr->site[block->site_first + i];
-
-                if (site->kind == TSITE_FAULT && site->patch == host) {
-                        *number = block->site_first + i;
-                        return site;
+                return false;
+        for (unsigned own = 1; own <= block->sites; own += tsite_units(site.kind)) {
+                site = tblock_site(tr, block, own);
+                if (site.kind == TSITE_FAULT && block->host + site.patch == host) {
+                        *number = tblock_number(tr, block) << TNUMBER_BITS | own;
+                        return true;
                 }
         }
-        return NULL;
+        return false;
 }
 
 /* Pushes come in pairs: with half of one on the stack, that word moves to the base with RSP. */

@@ -245,6 +245,24 @@ static void find_second(struct x86_asm *a, enum tlb_mode mode, struct asm_label 
 #define SAVED_RAX CPU_AT(jit.temp[2])
 #define SAVED_RCX CPU_AT(jit.temp[3])
 
+/* RCX = what RET pops: size_bytes of the TSITE_JUMP with the number in SAVED_RCX (translator-sites.h). RAX is free. */
+static void load_popped(struct x86_asm *a)
+{
+        asm_load(a, 4, ASM_RCX, asm_gs(SAVED_RCX));
+        asm_mov(a, 4, ASM_RAX, ASM_RCX);
+        asm_rr(a, 4, 0xc1, 5, ASM_RCX);                /* shr */
+        asm_byte(a, TNUMBER_BITS);
+        asm_rr(a, 8, 0x69, ASM_RCX, ASM_RCX);          /* imul */
+        asm_u32(a, sizeof(struct tblock));
+        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.blocks)));
+        asm_alu_imm(a, ALU_AND, 4, ASM_RAX, TNUMBER_OWN);
+        asm_rm(a, 2, 0x2b, ASM_RAX, asm_at(ASM_RCX, offsetof(struct tblock, sites))); /* sub */
+        asm_rr(a, 8, ASM_0F | 0xbf, ASM_RAX, ASM_RAX); /* movsx rax, ax */
+        asm_load(a, 4, ASM_RCX, asm_at(ASM_RCX, offsetof(struct tblock, data)));
+        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.data)));
+        asm_rm(a, 4, ASM_0F | 0xb6, ASM_RCX, asm_at_index(ASM_RCX, ASM_RAX, 4, -1)); /* movzx: the last byte of the unit before */
+}
+
 /* In front of the service for TSITE_JUMP; the host's flags are free. RCX is the site. */
 static void make_jump_second(struct x86_asm *a)
 {
@@ -260,12 +278,9 @@ static void make_jump_second(struct x86_asm *a)
         find_second(a, TLB_USER, &miss);
         asm_bind(a, &found);
         asm_store(a, 8, asm_gs(CPU_AT(jit.resume)), ASM_RAX);
-        asm_load(a, 8, ASM_RAX, asm_gs(SAVED_RAX));
-        asm_rm(a, 8, 0x69, ASM_RCX, asm_gs(SAVED_RCX)); /* imul */
-        asm_u32(a, sizeof(struct tsite));
-        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.sites)));
-        asm_rm(a, 4, ASM_0F | 0xb6, ASM_RCX, asm_at(ASM_RCX, offsetof(struct tsite, size_bytes))); /* movzx: what RET pops */
+        load_popped(a);
         asm_rr(a, 8, 0x03, treg_of(X86_RSP), ASM_RCX);
+        asm_load(a, 8, ASM_RAX, asm_gs(SAVED_RAX));
         asm_rm(a, 4, 0xff, 4, asm_gs(CPU_AT(jit.resume)));
         asm_bind(a, &kernel);
         byte_op(a, ALU_CMP, CPU_AT(tlb_mode), TLB_SUPERVISOR_SMAP);
@@ -484,18 +499,25 @@ static void make_thunk(struct translator *tr, struct x86_asm *a, enum tthunk thu
         asm_align(a, 16, 0);
 }
 
-/* Called when jit.flags names a site: to the code that makes its flags. RCX is free. */
+/* Called when jit.flags names a note: to the code that makes its flags. RCX is free, and so are the host's flags. */
 static void make_flags(struct translator *tr, struct x86_asm *a)
 {
         tr->thunk[TTHUNK_FLAGS] = (uint32_t)a->used;
+        asm_store(a, 8, asm_gs(CPU_AT(jit.temp[3])), ASM_RAX);
         asm_load(a, 4, ASM_RCX, asm_gs(CPU_AT(jit.flags)));
-        asm_rr(a, 4, 0xc1, 5, ASM_RCX); /* shr */
-        asm_byte(a, TFLAGS_SITE);
-        asm_rr(a, 8, 0x69, ASM_RCX, ASM_RCX); /* imul */
-        asm_u32(a, sizeof(struct tsite));
-        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.sites)));
-        asm_load(a, 4, ASM_RCX, asm_at(ASM_RCX, offsetof(struct tsite, retry)));
+        asm_rr(a, 4, ASM_0F | 0xb6, ASM_RAX, ASM_RCX); /* movzx eax, cl */
+        asm_rr(a, 4, 0xc1, 5, ASM_RCX);                /* shr */
+        asm_byte(a, TNUMBER_BITS);
+        asm_rr(a, 8, 0x69, ASM_RCX, ASM_RCX);          /* imul */
+        asm_u32(a, sizeof(struct tblock));
+        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.blocks)));
+        asm_load(a, 4, ASM_RCX, asm_at(ASM_RCX, offsetof(struct tblock, data)));
+        asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.data)));
+        asm_rr(a, 4, 0x69, ASM_RAX, ASM_RAX);          /* imul */
+        asm_u32(a, sizeof(struct tnote));
+        asm_load(a, 4, ASM_RCX, asm_at_index(ASM_RCX, ASM_RAX, 1, (int32_t)offsetof(struct tnote, maker) - (int32_t)sizeof(struct tnote)));
         asm_rm(a, 8, 0x03, ASM_RCX, asm_gs(CPU_AT(jit.code)));
+        asm_load(a, 8, ASM_RAX, asm_gs(CPU_AT(jit.temp[3])));
         EMIT(a, "\xff\xe1"); /* jmp rcx */
         asm_align(a, 16, 0);
 }

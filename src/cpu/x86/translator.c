@@ -32,11 +32,12 @@
 
 /* The most host code one block takes. */
 #define HOST_BYTES_MAX ((size_t)32 << 10)
-/* Metadata of a region, from its size in host code: what guest code needs on average, and some to spare. */
-#define BYTES_PER_SITE 24u
-#define BYTES_PER_INSN 32u
-#define BYTES_PER_BLOCK 96u
-#define BYTES_PER_GUEST_BYTE 3u
+/*
+ * What a region has beside its host code, a quarter of that: blocks, and their data. In compilers and kernels a block has 600 bytes of host
+ * code and 180 of data.
+ */
+#define HOST_BYTES_PER_BLOCK 768u
+#define DATA_BYTES_IN(host_bytes) ((host_bytes) / 128 * 24)
 
 #define SHADOW_BYTES ((size_t)256 << 10)
 #define SHADOW_GUARD ((size_t)64 << 10)
@@ -72,10 +73,9 @@ void translator_free(struct translator *tr)
                 return;
         if (tr->mem)
                 guest_memory_watch(tr->mem, NULL, NULL);
-        pool_unmap(tr->site, tr->site_size);
-        pool_unmap(tr->pool_insn, tr->insn_size);
-        pool_unmap(tr->pool_block, tr->block_size);
-        pool_unmap(tr->pool_bytes, tr->bytes_size);
+        pool_unmap(tr->block, tr->block_size);
+        pool_unmap(tr->data, tr->data_size);
+        translation_free(tr->translation);
         code_cache_free(tr->cache);
         if (tr->perf_map >= 0)
                 close(tr->perf_map);
@@ -87,42 +87,31 @@ void translator_free(struct translator *tr)
 
 static int make_pools(struct translator *tr, struct err *err)
 {
-        size_t region_bytes = code_cache_region_size(tr->cache);
-        size_t sites = region_bytes / BYTES_PER_SITE, insns = region_bytes / BYTES_PER_INSN, blocks = region_bytes / BYTES_PER_BLOCK,
-               guest = region_bytes / BYTES_PER_GUEST_BYTE;
+        uint32_t region_bytes = (uint32_t)code_cache_region_size(tr->cache);
 
         tr->regions = (unsigned)(code_cache_size(tr->cache) / region_bytes);
-        tr->site_size = (sites * tr->regions + 1) * sizeof(*tr->site);
-        tr->insn_size = insns * tr->regions * sizeof(*tr->pool_insn);
-        tr->block_size = blocks * tr->regions * sizeof(*tr->pool_block);
-        tr->bytes_size = guest * tr->regions;
-        tr->site = pool_map(tr->site_size);
-        tr->pool_insn = pool_map(tr->insn_size);
-        tr->pool_block = pool_map(tr->block_size);
-        tr->pool_bytes = pool_map(tr->bytes_size);
-        if (!tr->site || !tr->pool_insn || !tr->pool_block || !tr->pool_bytes)
+        tr->region_blocks = MIN(region_bytes / HOST_BYTES_PER_BLOCK, (1u << (32 - TNUMBER_BITS)) / tr->regions - 1);
+        tr->region_data = DATA_BYTES_IN(region_bytes);
+        tr->block_size = (1 + (size_t)tr->region_blocks * tr->regions) * sizeof(*tr->block);
+        tr->data_size = (size_t)tr->region_data * tr->regions;
+        tr->block = pool_map(tr->block_size);
+        tr->data = pool_map(tr->data_size);
+        tr->translation = translation_new();
+        if (!tr->block || !tr->data || !tr->translation)
                 return err_nomem(err);
-        for (unsigned i = 0; i < tr->regions; i++) {
-                /* Site 0 is nobody's. */
-                uint32_t first = (uint32_t)(1 + i * sites);
-
-                tr->region[i] = (struct tregion){
-                        .block = tr->pool_block + i * blocks, .blocks_max = (unsigned)blocks,
-                        .insn = tr->pool_insn + i * insns, .insns_max = (unsigned)insns,
-                        .bytes = tr->pool_bytes + i * guest, .bytes_max = guest,
-                        .site_first = first, .site_next = first, .site_end = (uint32_t)(first + sites),
-                };
-        }
+        for (unsigned i = 0; i < tr->regions; i++)
+                tr->region[i] = (struct tregion){ .first = 1 + i * tr->region_blocks, .data_first = i * tr->region_data };
         return 0;
 }
 
 static int make_tables(struct translator *tr, struct err *err)
 {
         tr->hash_bits = 12;
-        while (tr->hash_bits < 20 && ((size_t)1 << tr->hash_bits) < tr->block_size / sizeof(*tr->pool_block) / 8)
+        while (tr->hash_bits < 20 && (UINT32_C(1) << tr->hash_bits) < tr->region_blocks * tr->regions)
                 tr->hash_bits++;
+        tr->page_bits = tr->hash_bits - 2;
         tr->hash = calloc((size_t)1 << tr->hash_bits, sizeof(*tr->hash));
-        tr->page = calloc((size_t)1 << tr->hash_bits, sizeof(*tr->page));
+        tr->page = calloc((size_t)1 << tr->page_bits, sizeof(*tr->page));
         return tr->hash && tr->page ? 0 : err_nomem(err);
 }
 
@@ -213,7 +202,11 @@ int translator_cpu_new(struct x86_cpu *cpu, struct err *err)
                 ((uint64_t *)jit->shadow_base)[i] = nowhere;
         jit->rsp = jit->shadow_base;
         jit->self = cpu;
-        jit->sites = cpu->translator->site;
+        jit->blocks = cpu->translator->block;
+        jit->data = cpu->translator->data;
+        jit->decoded = calloc((size_t)1 << TDECODED_BITS, sizeof(*jit->decoded));
+        if (!jit->decoded)
+                return err_nomem(err);
         jit->code = (uintptr_t)code_cache_rx(cpu->translator->cache, 0);
         jit->host_mxcsr = 0x1f80;
         jit->vectors_out = 1;
@@ -228,27 +221,33 @@ void translator_cpu_free(struct x86_cpu *cpu)
 {
         pool_unmap(cpu->jit.shadow_map, cpu->jit.shadow_map_size);
         pool_unmap(cpu->jit.signal_stack, TSIGNAL_STACK_BYTES);
+        free(cpu->jit.decoded);
 }
 
 /* ---- the tables ---- */
 
-static size_t hash_of(const struct translator *tr, uint64_t gpa, uint32_t key)
+static size_t hash_bits_of(uint64_t value, unsigned bits)
 {
-        return (size_t)((gpa ^ (uint64_t)key << 38) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - tr->hash_bits));
+        return (size_t)(value * UINT64_C(0x9e3779b97f4a7c15) >> (64 - bits));
 }
 
-static struct tblock **page_at(const struct translator *tr, uint64_t gpa)
+static _Atomic uint32_t *hash_at(const struct translator *tr, uint64_t gpa, uint32_t key)
 {
-        return &tr->page[hash_of(tr, gpa >> GUEST_PAGE_SHIFT, 0)];
+        return &tr->hash[hash_bits_of(gpa ^ (uint64_t)key << 38, tr->hash_bits)];
+}
+
+static uint32_t *page_at(const struct translator *tr, uint64_t gpa)
+{
+        return &tr->page[hash_bits_of(gpa >> GUEST_PAGE_SHIFT, tr->page_bits)];
 }
 
 struct tblock *translator_lookup(const struct translator *tr, uint64_t gpa, uint32_t key)
 {
-        struct tblock *block = atomic_load_explicit(&tr->hash[hash_of(tr, gpa, key)], memory_order_acquire);
+        uint32_t at = atomic_load_explicit(hash_at(tr, gpa, key), memory_order_acquire);
 
-        while (block && (block->gpa != gpa || block->key != key))
-                block = __atomic_load_n(&block->next, __ATOMIC_ACQUIRE);
-        return block;
+        while (at && (tr->block[at].gpa != gpa || tr->block[at].key != key))
+                at = __atomic_load_n(&tr->block[at].next, __ATOMIC_ACQUIRE);
+        return at ? &tr->block[at] : NULL;
 }
 
 bool translator_known(const struct translator *tr, uint64_t gpa, uint32_t key)
@@ -258,35 +257,35 @@ bool translator_known(const struct translator *tr, uint64_t gpa, uint32_t key)
 
 static void tables_insert(struct translator *tr, struct tblock *block)
 {
-        struct tblock *_Atomic *head = &tr->hash[hash_of(tr, block->gpa, block->key)];
-        struct tblock **page = page_at(tr, block->gpa);
+        _Atomic uint32_t *head = hash_at(tr, block->gpa, block->key);
+        uint32_t *page = page_at(tr, block->gpa), number = tblock_number(tr, block);
 
         block->page_next = *page;
-        *page = block;
+        *page = number;
         block->next = atomic_load_explicit(head, memory_order_relaxed);
-        atomic_store_explicit(head, block, memory_order_release);
+        atomic_store_explicit(head, number, memory_order_release);
 }
 
 /* Whoever walks the chain meanwhile stands on block or passes it; its own next stays. */
 static void hash_remove(struct translator *tr, struct tblock *block)
 {
-        struct tblock *_Atomic *head = &tr->hash[hash_of(tr, block->gpa, block->key)];
-        struct tblock *at = atomic_load_explicit(head, memory_order_relaxed);
+        _Atomic uint32_t *head = hash_at(tr, block->gpa, block->key);
+        uint32_t number = tblock_number(tr, block), at = atomic_load_explicit(head, memory_order_relaxed);
 
-        if (at == block) {
+        if (at == number) {
                 atomic_store_explicit(head, block->next, memory_order_release);
                 return;
         }
-        while (at && at->next != block)
-                at = at->next;
+        while (at && tr->block[at].next != number)
+                at = tr->block[at].next;
         if (at)
-                __atomic_store_n(&at->next, block->next, __ATOMIC_RELEASE);
+                __atomic_store_n(&tr->block[at].next, block->next, __ATOMIC_RELEASE);
 }
 
 static void page_remove(struct translator *tr, struct tblock *block)
 {
-        for (struct tblock **at = page_at(tr, block->gpa); *at; at = &(*at)->page_next)
-                if (*at == block) {
+        for (uint32_t *at = page_at(tr, block->gpa); *at; at = &tr->block[*at].page_next)
+                if (&tr->block[*at] == block) {
                         *at = block->page_next;
                         return;
                 }
@@ -299,43 +298,88 @@ static void store_rel32(struct translator *tr, uint32_t at, uint32_t target)
         __atomic_store_n((uint32_t *)code_cache_rw(tr->cache, at), target - (at + 4), __ATOMIC_RELEASE);
 }
 
-/* Where the site may enter the block; 0: nowhere. */
-static uint32_t entry_for(const struct tsite *site, const struct tblock *to)
+static uint32_t *incoming_of(const struct translator *tr, uint32_t number)
 {
-        if (site->kind == TSITE_GROUP)
-                return site->flags == TFLAGS_SAVED ? to->fast : to->with_host;
-        if (to->entry == TENTRY_FAULTS && site->passes && !(site->passes_by & to->fast_changes))
-                return to->fast;
-        if (!site->not_host)
-                return to->with_host;
-        return to->entry == TENTRY_DEAD ? to->fast : 0;
+        return tsite_incoming(tblock_unit(tr, tblock_of(tr, number), number & TNUMBER_OWN));
 }
 
-void translator_link(struct translator *tr, struct tsite *site, struct tblock *to)
+/* Where the rel32 of a CHAIN or GROUP leads to. */
+static uint32_t chain_target(const struct translator *tr, const struct tblock *block, const struct tsite *site)
 {
-        if (site->instead && entry_for(&tr->site[site->instead], to))
-                site = &tr->site[site->instead];
-        if (tr->lock_step || site->linked)
+        uint32_t at = block->host + site->patch;
+
+        return at + 4 + __atomic_load_n((const uint32_t *)code_cache_rw(tr->cache, at), __ATOMIC_RELAXED);
+}
+
+/* And while it is not linked. */
+static uint32_t chain_edge(const struct translator *tr, const struct tblock *block, const struct tsite *site)
+{
+        return site->kind == TSITE_GROUP ? tr->thunk[TTHUNK_MEMORY] : block->host + site->next;
+}
+
+static bool chain_linked(const struct translator *tr, const struct tblock *block, const struct tsite *site)
+{
+        return (site->kind == TSITE_CHAIN || site->kind == TSITE_GROUP) && chain_target(tr, block, site) != chain_edge(tr, block, site);
+}
+
+/* The registers of the recipe that jit.flags names. */
+static uint16_t passed_by(const struct translator *tr, const struct tblock *block, const struct tsite *site)
+{
+        struct tflags_recipe recipe;
+
+        if (site->flags != TFLAGS_RECIPE)
+                return 0;
+        recipe = tnote_recipe(tblock_note(tr, block, site->note));
+        return translator_flags_registers(&recipe);
+}
+
+/* Where the block's site may enter another block; 0: nowhere. */
+static uint32_t entry_for(const struct translator *tr, const struct tblock *block, const struct tsite *site, const struct tblock *to)
+{
+        if (site->kind == TSITE_GROUP)
+                return to->host + (site->flags == TFLAGS_SAVED ? to->fast : to->with_host);
+        if (to->entry == TENTRY_FAULTS && site->flags != TFLAGS_HOST && !(passed_by(tr, block, site) & to->fast_changes))
+                return to->host + to->fast;
+        if (!site->not_host)
+                return to->host + to->with_host;
+        return to->entry == TENTRY_DEAD ? to->host + to->fast : 0;
+}
+
+void translator_link(struct translator *tr, uint32_t number, struct tblock *to)
+{
+        struct tblock *block = tblock_of(tr, number);
+        struct tsite site = tsite_of(tr, number), instead;
+
+        if (tr->lock_step)
                 return;
         pthread_mutex_lock(&tr->lock);
-        if (!site->linked && !site->block->dead && !to->dead) {
-                site->incoming = to->incoming;
-                to->incoming = (uint32_t)(site - tr->site);
-                site->linked = to;
-                store_rel32(tr, site->patch, entry_for(site, to));
+        if (site.instead) {
+                instead = tblock_site(tr, block, site.instead);
+                if (entry_for(tr, block, &instead, to)) {
+                        number = (number & ~TNUMBER_OWN) | site.instead;
+                        site = instead;
+                }
+        }
+        if (!block->dead && !to->dead && !chain_linked(tr, block, &site)) {
+                *incoming_of(tr, number) = to->incoming;
+                to->incoming = number;
+                store_rel32(tr, block->host + site.patch, entry_for(tr, block, &site, to));
         }
         pthread_mutex_unlock(&tr->lock);
+}
+
+static void chain_unlink(struct translator *tr, const struct tblock *block, const struct tsite *site)
+{
+        store_rel32(tr, block->host + site->patch, chain_edge(tr, block, site));
 }
 
 static void unlink_incoming(struct translator *tr, struct tblock *block)
 {
         for (uint32_t at = block->incoming, next; at; at = next) {
-                struct tsite *site = &tr->site[at];
+                struct tsite site = tsite_of(tr, at);
 
-                next = site->incoming;
-                site->incoming = 0;
-                site->linked = NULL;
-                store_rel32(tr, site->patch, site->next);
+                next = *incoming_of(tr, at);
+                chain_unlink(tr, tblock_of(tr, at), &site);
         }
         block->incoming = 0;
 }
@@ -350,23 +394,28 @@ static void patch_entry(struct translator *tr, uint32_t at)
         __atomic_store_n(place, bytes, __ATOMIC_RELEASE);
 }
 
+static void incoming_remove(struct translator *tr, struct tblock *to, uint32_t number)
+{
+        for (uint32_t *at = &to->incoming; *at; at = incoming_of(tr, *at))
+                if (*at == number) {
+                        *at = *incoming_of(tr, number);
+                        return;
+                }
+}
+
 /* And where calls of the block return to. */
 static void unlink_outgoing(struct translator *tr, struct tblock *block)
 {
-        for (uint32_t i = 0; i < block->sites; i++) {
-                uint32_t number = block->site_first + i;
-                struct tsite *site = &tr->site[number];
+        struct tsite site;
 
-                if (site->kind == TSITE_RETURN)
-                        patch_entry(tr, site->patch);
-                if (!site->linked)
-                        continue;
-                for (uint32_t *at = &site->linked->incoming; *at; at = &tr->site[*at].incoming)
-                        if (*at == number) {
-                                *at = site->incoming;
-                                break;
-                        }
-                site->linked = NULL;
+        for (unsigned own = 1; own <= block->sites; own += tsite_units(site.kind)) {
+                site = tblock_site(tr, block, own);
+                if (site.kind == TSITE_RETURN) {
+                        patch_entry(tr, block->host + site.patch);
+                } else if (chain_linked(tr, block, &site)) {
+                        incoming_remove(tr, translator_block_at(tr, chain_target(tr, block, &site)), tblock_number(tr, block) << TNUMBER_BITS | own);
+                        chain_unlink(tr, block, &site);
+                }
         }
 }
 
@@ -388,7 +437,9 @@ static void block_kill(struct translator *tr, struct tblock *block)
 
 static void written_in_page(struct translator *tr, uint64_t gpa, uint64_t size_bytes)
 {
-        for (struct tblock *block = *page_at(tr, gpa), *next; block; block = next) {
+        for (uint32_t at = *page_at(tr, gpa), next; at; at = next) {
+                struct tblock *block = &tr->block[at];
+
                 next = block->page_next;
                 if (block->gpa < gpa + size_bytes && gpa < block->gpa + block->size_bytes)
                         block_kill(tr, block);
@@ -428,7 +479,7 @@ static void region_retire(struct translator *tr, struct tregion *region)
         if (!region->blocks || region->retired)
                 return;
         for (unsigned i = 0; i < region->blocks; i++)
-                block_kill(tr, &region->block[i]);
+                block_kill(tr, &tr->block[region->first + i]);
         region->retired = atomic_fetch_add(&tr->epoch, 1) + 1;
         for (unsigned i = 0; i < COMPLEX_CPUS_MAX; i++) {
                 struct x86_cpu *cpu = complex_cpu(tr->complex, i);
@@ -447,9 +498,7 @@ static int region_advance(struct translator *tr)
         region_retire(tr, next);
         if (next->retired && !quiescent(tr, next->retired))
                 return -EAGAIN;
-        next->blocks = next->insns = 0;
-        next->bytes_used = 0;
-        next->site_next = next->site_first;
+        next->blocks = next->data_used = 0;
         next->retired = 0;
         code_cache_advance(tr->cache);
         tr->current = (tr->current + 1) % tr->regions;
@@ -459,18 +508,19 @@ static int region_advance(struct translator *tr)
 
 struct tblock *translator_block_at(struct translator *tr, uint32_t host)
 {
-        struct tregion *region = &tr->region[host / code_cache_region_size(tr->cache)];
+        const struct tregion *region = &tr->region[host / code_cache_region_size(tr->cache)];
+        struct tblock *block = &tr->block[region->first];
         unsigned low = 0, high = region->blocks;
 
         while (low < high) {
                 unsigned middle = (low + high) / 2;
 
-                if (region->block[middle].host_end <= host)
+                if (block[middle].host + block[middle].host_bytes <= host)
                         low = middle + 1;
                 else
                         high = middle;
         }
-        return low < region->blocks && region->block[low].host <= host ? &region->block[low] : NULL;
+        return low < region->blocks && block[low].host <= host ? &block[low] : NULL;
 }
 
 /* ---- translating ---- */
@@ -478,48 +528,6 @@ struct tblock *translator_block_at(struct translator *tr, uint32_t host)
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk)
 {
         return tr->thunk[thunk];
-}
-
-struct tsite *translator_site_at(struct translator *tr, uint32_t number)
-{
-        return &tr->site[number];
-}
-
-struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number)
-{
-        struct tregion *region = &tr->region[tr->current];
-
-        if (region->site_next >= region->site_end)
-                return NULL;
-        *number = region->site_next++;
-        if (!block->sites++)
-                block->site_first = *number;
-        tr->site[*number] = (struct tsite){ .block = block };
-        return &tr->site[*number];
-}
-
-static const struct insn *end_mark(struct x86_cpu *cpu, const struct insn *i)
-{
-        return i;
-}
-
-insn_fn translator_end(void)
-{
-        return end_mark;
-}
-
-struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn)
-{
-        struct tregion *region = &tr->region[tr->current];
-        struct insn *copy;
-
-        if (region->insns + 2 > region->insns_max)
-                return NULL;
-        copy = &region->insn[region->insns];
-        region->insns += 2;
-        copy[0] = *insn;
-        copy[1] = (struct insn){ .fn = end_mark, .base = GPR_ZERO * 8, .index = GPR_ZERO * 8, .start = insn->end, .end = insn->end };
-        return copy;
 }
 
 static void perf_line(const struct translator *tr, const struct tblock *block)
@@ -530,42 +538,54 @@ static void perf_line(const struct translator *tr, const struct tblock *block)
         if (tr->perf_map < 0)
                 return;
         n = snprintf(line, sizeof(line), "%lx %x guest-%s-%lx\n", (unsigned long)(uintptr_t)code_cache_rx(tr->cache, block->host),
-                     block->host_end - block->host, block->key & MODE_USER ? "user" : "kernel", (unsigned long)block->gpa);
+                     block->host_bytes, block->key & MODE_USER ? "user" : "kernel", (unsigned long)block->gpa);
         if (write(tr->perf_map, line, (size_t)n) < 0)
                 return; /* a listing for a person: a full disk costs its end */
+}
+
+/* What belongs to a block, see tblock.data. false: the region has no room for it. */
+static bool keep_data(struct translator *tr, const struct tsource *source, struct tblock *block)
+{
+        struct tregion *region = &tr->region[tr->current];
+        size_t site_bytes = block->sites * sizeof(uint32_t), note_bytes = block->notes * sizeof(struct tnote);
+        size_t second_bytes = source->key & TKEY_CROSSING ? sizeof(source->second) : 0;
+        size_t bytes = align_up(site_bytes + note_bytes + second_bytes + block->size_bytes, sizeof(uint32_t));
+
+        if (tr->region_data - region->data_used < bytes)
+                return false;
+        block->data = (uint32_t)(region->data_first + region->data_used + site_bytes);
+        region->data_used += (uint32_t)bytes;
+        translation_pack(tr->translation, tblock_unit(tr, block, 1));
+        memcpy(tblock_note(tr, block, 1), translation_notes(tr->translation), note_bytes);
+        memcpy(tblock_note(tr, block, block->notes + 1u), &source->second, second_bytes);
+        memcpy((uint8_t *)tblock_note(tr, block, block->notes + 1u) + second_bytes, source->bytes, block->size_bytes);
+        return true;
 }
 
 /* One try in the current region; under the lock. */
 static int translate_here(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct tblock **out)
 {
         struct tregion *region = &tr->region[tr->current];
-        uint32_t sites = region->site_next;
-        unsigned insns = region->insns;
         struct tblock *block;
         struct x86_asm a;
         uint32_t at;
         int r;
 
-        if (region->blocks == region->blocks_max || region->bytes_max - region->bytes_used < source->size_bytes ||
-            code_cache_reserve(tr->cache, HOST_BYTES_MAX, &at) < 0)
+        if (region->blocks == tr->region_blocks || code_cache_reserve(tr->cache, HOST_BYTES_MAX, &at) < 0)
                 return -ENOSPC;
-        block = &region->block[region->blocks];
-        *block = (struct tblock){ .gpa = source->gpa, .key = source->key, .second = source->second, .host = at };
+        block = &tr->block[region->first + region->blocks];
+        *block = (struct tblock){ .gpa = source->gpa, .key = source->key, .host = at };
         a = (struct x86_asm){
                 .buffer = code_cache_rw(tr->cache, at), .address = (uintptr_t)code_cache_rx(tr->cache, at), .size = HOST_BYTES_MAX,
                 .fit_jumps = true,
         };
-        r = translate_block(tr, cpu, source, &a, block);
-        if (r < 0) {
-                region->site_next = sites;
-                region->insns = insns;
+        r = translate_block(tr->translation, tr, cpu, source, tblock_number(tr, block) << TNUMBER_BITS, &a, block);
+        if (r < 0)
                 return r;
-        }
-        block->bytes = region->bytes + region->bytes_used;
-        memcpy(block->bytes, source->bytes, block->size_bytes);
-        region->bytes_used += block->size_bytes;
+        if (!keep_data(tr, source, block))
+                return -ENOSPC;
         region->blocks++;
-        block->host_end = (uint32_t)(at + a.used);
+        block->host_bytes = (uint16_t)a.used;
         code_cache_commit(tr->cache, at, a.used);
         atomic_fetch_add_explicit(&tr->stats.blocks, 1, memory_order_relaxed);
         atomic_fetch_add_explicit(&tr->stats.guest_bytes, block->size_bytes, memory_order_relaxed);
@@ -651,12 +671,15 @@ const struct tblock *translator_find_crossing(const struct x86_cpu *cpu, uint64_
 {
         const struct tlb_exec_entry *page[2];
         const struct tblock *block;
+        struct tsecond second;
 
         if (!crossing_pages(cpu, rip, page))
                 return NULL;
         block = crossing_at(cpu, page[0]->gpa | (rip & (GUEST_PAGE_SIZE - 1)));
-        if (!block || block->second.gpa != page[1]->gpa ||
-            atomic_load_explicit(block->second.code, memory_order_acquire) != block->second.generation)
+        if (!block)
+                return NULL;
+        second = tblock_second(cpu->translator, block);
+        if (second.gpa != page[1]->gpa || atomic_load_explicit(second.code, memory_order_acquire) != second.generation)
                 return NULL;
         return block;
 }
@@ -718,6 +741,7 @@ void translator_begin(struct x86_cpu *cpu)
         } while (atomic_load(&tr->epoch) != epoch);
         if (cpu->jit.seen != epoch) {
                 tjump_forget(cpu, TJUMPS_ALL);
+                translator_decoded_forget(cpu);
                 cpu->jit.seen = epoch;
         }
 }

@@ -36,16 +36,15 @@ static inline uint32_t translation_key(const struct x86_cpu *cpu)
 
 enum tsite_kind {
         TSITE_MEMORY,  /* an access missed the TLB: fill and retry, or do the instruction by its handler */
-        TSITE_GROUP,   /* the look-up of a group failed; insn is its first instruction. Fill and retry, or on in a plain block, which may be linked */
+        TSITE_GROUP,   /* the look-up of a group failed, at its first instruction. Fill and retry, or on in a plain block, which may be linked */
         TSITE_HANDLER, /* the interpreter's handler does this instruction */
-        TSITE_CHAIN,   /* a direct branch that is not linked yet; target is an offset in the page (may be outside of it) */
-        TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP; insn is the branch, already done (RSP changed, pushed) */
-        TSITE_GO,      /* requests: out to the run loop at `insn`'s start, or at `target` */
+        TSITE_CHAIN,   /* a direct branch that is not linked yet; target is an offset in the page */
+        TSITE_JUMP,    /* the jump cache missed; the linear target is in RBP; the branch is already done (RSP changed, pushed) */
+        TSITE_GO,      /* requests: out to the run loop */
         TSITE_FAULT,   /* no code of its own: a native instruction that may raise a signal (DIV, aligned SSE, SIMD exceptions) */
         TSITE_LEAVE,   /* TKEY_CROSSING: the second page is not as it was; translated anew, or interpreted */
-        TSITE_FLAGS,   /* no edge: what jit.flags names, see retry */
         TSITE_RETURN,  /* no edge: where a host RET comes back to within a block is patch, which becomes a jump to STALE when the block dies */
-        TSITE_X87,     /* the x87 state is to be in the host's x87 unit; insn has not begun; on at retry, or the run loop interprets it */
+        TSITE_X87,     /* the x87 state is to be in the host's x87 unit; on at retry, or the run loop interprets the instruction */
 };
 
 /* Where the flags are at a site (translate-flags.c). */
@@ -57,48 +56,55 @@ struct tflags_recipe {
         uint8_t size_bytes; /* 1, 2, 4, 8 */
         uint8_t a, b;       /* byte offsets into s.gpr[] as in struct insn, or TRECIPE_SLOT * 8 and on; 0xff: none (imm is b) */
         int32_t imm;
-        int32_t delta;      /* to be added to a's register */
+        int16_t delta;      /* to be added to a's register */
+        uint16_t unused;
 };
 
 /*
- * A place in translated code that leads out of it. An edge is `mov ecx, <site number>; jmp thunk`. Sites live in one array of the
- * translator, taken by blocks in runs.
+ * A place in translated code that leads out of it. An edge is `mov ecx, <site number>; jmp thunk`. Offsets of host code count from the
+ * block's. This is what emission writes and services read; in between a site is packed (translator-sites.h).
  */
 struct tsite {
-        uint8_t kind;        /* enum tsite_kind */
-        uint8_t flags;       /* enum tflags, before the instruction */
-        uint8_t size_bytes;  /* of the access, TSITE_MEMORY. TSITE_JUMP: to add to RSP once the target is known canonical (RET) */
-        bool write, stack;   /* TSITE_MEMORY: stack: at RSP (POP, RET) or RSP - size (PUSH, CALL), not insn's operand */
-        bool backward;       /* TSITE_CHAIN */
+        uint8_t kind;            /* enum tsite_kind */
+        /* enum tflags, before the instruction. CHAIN: where jit.flags has them, too: HOST: nowhere; RECIPE: by one from registers. */
+        uint8_t flags;
+        uint8_t note;            /* the block's note that has what more there is to say of the flags and of x87; 0: none */
+        uint8_t size_bytes;      /* of the access, MEMORY and GROUP (0: for the handler). JUMP: to add to RSP once the target is known canonical (RET) */
+        uint16_t at;             /* the instruction, or the target of CHAIN, GO, LEAVE: an offset in the page */
+        uint16_t retry;          /* MEMORY, GROUP, X87: where to try again */
         /*
-         * TSITE_CHAIN: jit.flags has the flags, too, by a recipe from the registers in passes_by (none: saved); not_host: and the host's
-         * flags are not they. instead: the site to be linked rather than this one, when it can be; 0: none.
+         * MEMORY, HANDLER: behind the instruction, entered with the host's flags made from cpu->lazy; 0: none, the run loop finds it.
+         * CHAIN: the edge, what the rel32 leads to while it is not linked.
          */
-        bool passes, not_host;
-        uint16_t passes_by;
-        uint16_t below, span; /* TSITE_GROUP: how far below insn's own access its accesses begin, and their size; insn's is size_bytes, write, stack */
+        uint16_t next;
+        uint16_t patch;          /* CHAIN, GROUP: where the rel32 is. FAULT: host code that may fault, first byte. RETURN: see there */
+        uint16_t instead;        /* CHAIN that has the flags nowhere else: the site to be linked rather than this one, when it can be; 0: none */
+        uint32_t incoming;       /* CHAIN, GROUP: the next site that is linked to the same block, when the block is made */
+        uint16_t below, span;    /* GROUP: how far below the access its accesses begin, and their size */
         bool span_write;
-        uint32_t instead;
-        bool x87;            /* code at retry and next wants the x87 state in the host's x87 unit */
-        uint32_t x87_op;     /* for jit.x87_op; 0: what is there counts */
-        fast_fn fast;        /* TSITE_HANDLER: tried before insn's own handler; NULL: none */
-        struct tflags_recipe recipe;
-        int32_t target;      /* guest offset in the page */
-        uint32_t retry;      /* host code, as an offset in the code cache: TSITE_MEMORY; what jit.flags may name: makes the flags, and RET */
-        /*
-         * TSITE_MEMORY, TSITE_HANDLER: host code behind the instruction, entered with the host's flags made from cpu->lazy; 0: none, the
-         * run loop finds it. TSITE_CHAIN: the edge, what the rel32 leads to while it is not linked.
-         */
-        uint32_t next;
-        uint32_t patch;      /* TSITE_CHAIN: where the rel32 is. TSITE_FAULT: host code that may fault, first byte */
-        uint32_t incoming;   /* TSITE_CHAIN, linked: the next site that is linked to the same block; translator.c's */
-        struct tblock *linked; /* TSITE_CHAIN: the block it is linked to; translator.c's */
-        /*
-         * Followed by an end mark, translator_end(); NULL for CHAIN and GO at a target, LEAVE, and JUMP when the target needs no check. A
-         * TSITE_JUMP with it: a target that is not canonical is #GP at insn, where nothing was changed yet.
-         */
-        const struct insn *insn;
-        struct tblock *block;
+        bool not_host;           /* CHAIN: the host's flags are not the guest's */
+        bool x87;                /* code at retry and next wants the x87 state in the host's x87 unit */
+        bool write;              /* MEMORY, GROUP */
+        bool stack;              /* MEMORY, GROUP: at RSP (POP, RET) or RSP - size (PUSH, CALL), not at the instruction's operand */
+        bool checked;            /* JUMP: a target that is not canonical is #GP at the instruction, where nothing was changed yet */
+};
+
+/* A site's number is that of its block and, from 1 on, its own there; so is that of a note. 0: none. */
+#define TNUMBER_BITS 10
+#define TNUMBER_OWN ((1u << TNUMBER_BITS) - 1)
+#define TNOTES_MAX 255 /* of a block */
+
+/*
+ * A recipe, and the last x87 instruction before, for jit.x87_op: what sites of a block have in common, mostly. Or, when jit.flags may name
+ * it, host code that makes the recipe's flags and returns.
+ */
+struct tnote {
+        uint32_t what;           /* the recipe, but for: */
+        int32_t imm;
+        union {
+                uint32_t maker;  /* an offset in the code cache */
+                uint32_t x87_op; /* 0: what is there counts */
+        };
 };
 
 /*
@@ -107,9 +113,8 @@ struct tsite {
  */
 enum tentry { TENTRY_DEAD, TENTRY_FAULTS, TENTRY_HOST };
 
-/* In jit.flags: LAHF sets the bit always. */
+/* In jit.flags: LAHF sets the bit always, the number of a note does not have it. */
 #define TFLAGS_REAL 0x200u
-#define TFLAGS_SITE 10
 
 /* Where an instruction with TKEY_CROSSING goes on. Its block begins with a look whether that is still so. */
 struct tsecond {
@@ -120,27 +125,25 @@ struct tsecond {
 
 /* One translated block. Under the translator's lock but for what is marked (r): read by any processor without it. */
 struct tblock {
-        struct tblock *next;      /* (r) in the hash chain */
-        struct tblock *page_next; /* of those whose page has the same hash */
         uint64_t gpa;             /* of the first byte */
+        uint32_t next;            /* (r) in the hash chain; the number of a block, 0: none */
+        uint32_t page_next;       /* of those whose page has the same hash */
         uint32_t key;             /* translation_key() */
-        uint16_t size_bytes;      /* guest; ends in another page only with TKEY_CROSSING */
-        uint16_t insns;
         uint32_t host;            /* (r) entry, an offset in the code cache; 16-byte aligned, see TBLOCK_JUMP */
-        uint32_t host_end;
-        /*
-         * What becomes of the flags at the entry; entries for links: for who has them in the host's flags, and for who has them in
-         * jit.flags; and registers that change before they are dead.
-         */
-        uint8_t entry;            /* enum tentry */
-        uint16_t fast_changes;
-        uint32_t with_host, fast;
-        uint32_t site_first, sites;
+        uint32_t data;            /* its notes, an offset in translator.data; sites before them, bytes behind */
         uint32_t incoming;        /* first site that is linked to this block; 0: none */
+        uint16_t host_bytes;
+        uint16_t size_bytes;      /* guest; ends in another page only with TKEY_CROSSING */
+        /*
+         * What becomes of the flags at the entry; entries for links, as offsets from host: for who has them in the host's flags, and for who
+         * has them in jit.flags; and registers that change before they are dead.
+         */
+        uint16_t with_host, fast;
+        uint16_t fast_changes;
+        uint16_t sites;           /* units of packed ones */
+        uint8_t entry;            /* enum tentry */
+        uint8_t notes, insns;
         bool dead;                /* (r) */
-        struct insn *insn;        /* two for each that a site needs: the instruction and an end mark */
-        uint8_t *bytes;           /* the guest's, as translated */
-        struct tsecond second;
 };
 
 /*
@@ -159,13 +162,22 @@ struct tsource {
         struct tsecond second;
 };
 
+/* Where a block is made: one for a translator. */
+struct translation;
+struct translation *translation_new(void);
+void translation_free(struct translation *t);
+
 /*
- * Translates one block into as_, whose buffer is already in the code cache at block->host (set by the caller, as gpa and key are;
- * as_->used is 0), and fills the rest of block (sites, insns taken from the translator; bytes is the caller's). -ENOTSUP: the first
- * instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode in ways that only the interpreter
- * knows). -ENOSPC: buffer, sites or insns are used up; the caller makes room and tries again.
+ * Translates one block, of that number, into as_, whose buffer is already in the code cache at block->host (set by the caller, as gpa and
+ * key are; as_->used is 0), and fills the rest of block but data. Its sites and notes stay in t until the next one.
+ * -ENOTSUP: the first instruction cannot be part of a translated block (it crosses the page, or leaves 64-bit mode in ways that only the
+ * interpreter knows).
  */
-int translate_block(struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, struct x86_asm *as_, struct tblock *block);
+int translate_block(struct translation *t, struct translator *tr, struct x86_cpu *cpu, const struct tsource *source, uint32_t number,
+                    struct x86_asm *as_, struct tblock *block);
+/* Packs the sites into block->sites units. */
+void translation_pack(const struct translation *t, uint32_t *to);
+const struct tnote *translation_notes(const struct translation *t);
 
 /* ---- the translator (translator.c) ---- */
 
@@ -189,24 +201,21 @@ void translator_written(struct translator *tr, uint64_t gpa, uint64_t size_bytes
 /* Makes s.rip and the flags those before the instruction that faulted in translated code; the run loop, after x86_raise(). */
 void translator_recover(struct x86_cpu *cpu);
 
-/* For translate_block(): thunks by what they do, sites and insns. */
+/* For translate_block(): thunks by what they do. */
 enum tthunk {
         TTHUNK_ENTER, TTHUNK_MEMORY, TTHUNK_HANDLER, TTHUNK_CHAIN, TTHUNK_JUMP, TTHUNK_GO, TTHUNK_LEAVE, TTHUNK_STALE, TTHUNK_X87,
         TTHUNK_FLAGS, TTHUNK_ARRIVE, TTHUNK_SYSCALL, TTHUNK_SYSRET, TTHUNKS,
 };
 uint32_t translator_thunk(const struct translator *tr, enum tthunk thunk); /* offset in the code cache */
-struct tsite *translator_site(struct translator *tr, struct tblock *block, uint32_t *number); /* NULL: used up */
-struct tsite *translator_site_at(struct translator *tr, uint32_t number);
-insn_fn translator_end(void); /* of an end mark */
 /* Whether there is a block. */
 bool translator_known(const struct translator *tr, uint64_t gpa, uint32_t key);
-struct insn *translator_insn(struct translator *tr, struct tblock *block, const struct insn *insn); /* a copy with its end mark */
 
 /* As registers in a recipe: jit.flags_of[0] and [1]. */
 #define TRECIPE_SLOT 24
 
-/* The status flags of EFLAGS before site whose flags are a TFLAGS_RECIPE, from the guest's registers (translate-flags.c). */
-uint64_t translator_flags_at(const struct x86_cpu *cpu, const struct tsite *site);
+/* The status flags of EFLAGS by a recipe, from the guest's registers; which these are, as a mask (translate-flags.c). */
+uint64_t translator_flags_by(const struct x86_cpu *cpu, const struct tflags_recipe *recipe);
+uint16_t translator_flags_registers(const struct tflags_recipe *recipe);
 
 /* In jit.x87_op beside FOP, whose 11 bits are the lowest: the place of the instruction's offset in its page. */
 #define TX87_OP_VALID 0x8000u

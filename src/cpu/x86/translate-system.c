@@ -251,7 +251,6 @@ static void emit_far_bit(struct translation *t, struct tinsn *i)
 
         lose_host_flags(t);
         edge = handler_edge(t, i, &site);
-        site->fast = system_fast(i);
         look_up_word(t, i, write, edge);
         if (write) { /* back to what the processor counts from */
                 far_word(t, i);

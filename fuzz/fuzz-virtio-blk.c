@@ -79,10 +79,9 @@ static void disk_reap(struct block *block)
         complete(to_disk(block), block->in_flight / 2);
 }
 
-static void disk_drain(struct block *block)
+static void disk_wait(struct block *block)
 {
-        while (block->in_flight)
-                complete(to_disk(block), UINT32_MAX);
+        complete(to_disk(block), UINT32_MAX);
 }
 
 static int disk_refresh(struct block *block, struct err *err)
@@ -103,6 +102,7 @@ static void closed(uv_handle_t *handle)
 
 static void disk_close(struct block *block)
 {
+        block_done(block);
         uv_close((uv_handle_t *)&to_disk(block)->async, closed);
 }
 
@@ -112,7 +112,7 @@ static const struct block_driver disk_driver = {
         .submit = disk_submit,
         .kick = disk_kick,
         .reap = disk_reap,
-        .drain = disk_drain,
+        .wait = disk_wait,
         .refresh = disk_refresh,
 };
 
@@ -120,9 +120,10 @@ static void make(struct hostile *h)
 {
         struct disk *disk = calloc(1, sizeof(*disk));
 
-        disk->block = (struct block){
-                .driver = &disk_driver,
-                .info = { .size_bytes = DISK_BYTES, .logical_bytes = 512, .physical_bytes = 4096, .discard_bytes = 4096, .zeroes_bytes = 1u << 31 },
+        if (block_init(&disk->block, &disk_driver, &(struct block_opening){ .loop = &h->bed.loop, .path = "memory" }, NULL) < 0)
+                abort();
+        disk->block.info = (struct block_info){
+                .size_bytes = DISK_BYTES, .logical_bytes = 512, .physical_bytes = 4096, .discard_bytes = 4096, .zeroes_bytes = 1u << 31,
         };
         h->ctx = disk;
         if (uv_async_init(&h->bed.loop, &disk->async, woken) < 0 ||

@@ -1,7 +1,7 @@
-/* The one table of block drivers. */
-#include "block/block-raw.h"
+/* The one table of block drivers; raw is none, it is the file itself. */
+#include "block/block-file.h"
 
 const struct block_driver *const block_drivers[] = {
-        &block_raw,
+        &block_file,
         NULL,
 };

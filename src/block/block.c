@@ -1,41 +1,257 @@
-/* Opening and closing disks: what does not depend on the format. */
+/*
+ * Trees of nodes: requests and their completion, children, blocking calls; block-open.c has the opening.
+ *
+ * A driver may complete a request from within its own submit (a cluster that reads as zeroes needs no I/O). done must not be called
+ * there, so such requests wait in block->later, and a handle of the loop comes back for them at once.
+ */
 #include "block/block.h"
 
+#include <assert.h>
 #include <errno.h>
-#include <stdio.h>
 
-static const struct block_driver *find_driver(const char *format)
+#include "base/fiber.h"
+
+struct block_idle {
+        uv_idle_t handle;
+        struct block *block;
+};
+
+/* ---- completion ---- */
+
+static void run_later(struct block *block);
+
+static void batch(struct block *block)
 {
-        for (unsigned i = 0; block_drivers[i]; i++) {
-                if (strcmp(block_drivers[i]->name, format) == 0)
-                        return block_drivers[i];
-        }
-        return NULL;
+        if (block->listener)
+                block->listener(block->listener_ctx);
 }
 
-static int unknown_format(const char *path, const char *format, struct err *err)
+static void idle_ran(uv_idle_t *handle)
 {
-        char names[256] = "";
-        size_t used = 0;
+        struct block_idle *idle = container_of(handle, struct block_idle, handle);
 
-        for (unsigned i = 0; block_drivers[i] && used < sizeof(names); i++)
-                used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", i ? ", " : "", block_drivers[i]->name);
-        return err_set(err, -EINVAL, "disk %s: no format '%s'; there are: %s", path, format, names);
+        run_later(idle->block);
 }
 
-int block_open(uv_loop_t *loop, const char *path, const char *format, unsigned flags, struct block **disk, struct err *err)
+static void idle_closed(uv_handle_t *handle)
 {
-        const struct block_driver *driver = find_driver(format ? format : "raw");
-
-        if (!driver)
-                return unknown_format(path, format, err);
-        return driver->open(loop, path, flags, disk, err);
+        free(container_of((uv_idle_t *)handle, struct block_idle, handle));
 }
 
-void block_close(struct block *disk)
+static void call_soon(struct block *block)
 {
-        if (!disk)
+        uv_idle_start(&block->idle->handle, idle_ran);
+}
+
+void block_complete(struct block *block, struct block_request *req, int result)
+{
+        if (!block->submitting) {
+                block->in_flight--;
+                req->done(req, result);
                 return;
-        block_drain(disk);
-        disk->driver->close(disk);
+        }
+        req->result = result;
+        req->next = NULL;
+        if (!block->later) {
+                block->later_last = &block->later;
+                call_soon(block);
+        }
+        *block->later_last = req;
+        block->later_last = &req->next;
+}
+
+/* Those that are there now; what their done submits may come to lie in a new list. */
+static void run_later(struct block *block)
+{
+        struct block_request *req = block->later;
+
+        uv_idle_stop(&block->idle->handle);
+        if (!req)
+                return;
+        block->later = NULL;
+        while (req) {
+                struct block_request *next = req->next;
+
+                block->in_flight--;
+                req->done(req, req->result);
+                req = next;
+        }
+        batch(block);
+}
+
+/* ---- the tree ---- */
+
+static void child_batch(void *ctx)
+{
+        batch(ctx);
+}
+
+void block_adopt(struct block *block, enum block_role role, struct block *child)
+{
+        assert(!block->child[role]);
+        block->child[role] = child;
+        if (child)
+                block_set_listener(child, child_batch, block);
+}
+
+void block_kick(struct block *block)
+{
+        if (block->driver->kick)
+                block->driver->kick(block);
+        for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
+                if (block->child[n])
+                        block_kick(block->child[n]);
+}
+
+void block_reap(struct block *block)
+{
+        if (block->later)
+                run_later(block);
+        if (block->driver->reap)
+                block->driver->reap(block);
+        for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
+                if (block->child[n])
+                        block_reap(block->child[n]);
+}
+
+/* Until something has completed, of a node that waits for itself. */
+static bool wait_for_some(struct block *block)
+{
+        if (block->later) {
+                run_later(block);
+                return true;
+        }
+        if (!block->in_flight)
+                return false;
+        for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
+                if (block->child[n] && wait_for_some(block->child[n]))
+                        return true;
+        if (!block->driver->wait)
+                return false;
+        block->driver->wait(block);
+        return true;
+}
+
+static void make_progress(struct block *block)
+{
+        bool some;
+
+        block_kick(block);
+        some = wait_for_some(block);
+        assert(some);
+        (void)some;
+}
+
+void block_drain(struct block *block)
+{
+        while (block->in_flight)
+                make_progress(block);
+}
+
+int block_refresh(struct block *block, struct err *err)
+{
+        return block->driver->refresh ? block->driver->refresh(block, err) : 0;
+}
+
+/* ---- blocking calls ---- */
+
+struct call {
+        struct block_request req;
+        struct fiber *fiber;
+        bool over;
+};
+
+static void call_done(struct block_request *req, int result)
+{
+        struct call *call = container_of(req, struct call, req);
+
+        call->req.result = result;
+        call->over = true;
+        if (call->fiber)
+                fiber_wake(call->fiber);
+}
+
+int block_do(struct block *block, enum block_op op, unsigned flags, uint64_t offset_bytes, uint64_t size_bytes, const struct iovec *iov,
+              unsigned iov_count)
+{
+        struct call call = {
+                .req = { .op = op, .flags = flags, .offset_bytes = offset_bytes, .size_bytes = size_bytes, .iov = iov, .iov_count = iov_count,
+                         .done = call_done },
+                .fiber = fiber_self(),
+        };
+
+        block_submit(block, &call.req);
+        if (call.fiber) {
+                block_kick(block);
+                fiber_wait();
+        }
+        while (!call.over)
+                make_progress(block);
+        return call.req.result;
+}
+
+int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)
+{
+        if (block->driver->status)
+                return block->driver->status(block, offset_bytes, size_bytes, extent);
+        *extent = (struct block_extent){ .size_bytes = size_bytes, .present = true, .host_bytes = offset_bytes };
+        return 0;
+}
+
+int block_resize(struct block *block, uint64_t size_bytes, struct err *err)
+{
+        if (block->info.readonly)
+                return err_set(err, -EROFS, "disk %s is read-only", block->path);
+        if (!block->driver->resize)
+                return err_set(err, -EOPNOTSUPP, "disk %s: a %s image cannot be resized", block->path, block->driver->name);
+        return block->driver->resize(block, size_bytes, err);
+}
+
+/* ---- the end ---- */
+
+int block_finish(struct block *block, struct err *err)
+{
+        int r;
+
+        block_drain(block);
+        r = block->driver->finish ? block->driver->finish(block, err) : 0;
+        for (unsigned n = 0; n < BLOCK_CHILDREN_MAX && r == 0; n++)
+                if (block->child[n])
+                        r = block_finish(block->child[n], err);
+        return r;
+}
+
+int block_init(struct block *block, const struct block_driver *driver, const struct block_opening *opening, struct err *err)
+{
+        block->driver = driver;
+        block->loop = opening->loop;
+        block->path = strdup(opening->path);
+        block->idle = calloc(1, sizeof(*block->idle));
+        if (!block->path || !block->idle) {
+                free(block->path);
+                free(block->idle);
+                return err_nomem(err);
+        }
+        block->idle->block = block;
+        uv_idle_init(opening->loop, &block->idle->handle);
+        return 0;
+}
+
+void block_done(struct block *block)
+{
+        uv_close((uv_handle_t *)&block->idle->handle, idle_closed);
+        free(block->path);
+}
+
+void block_close(struct block *block)
+{
+        struct block *child[BLOCK_CHILDREN_MAX];
+
+        if (!block)
+                return;
+        block_drain(block);
+        memcpy(child, block->child, sizeof(child));
+        block->driver->close(block);
+        for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
+                block_close(child[n]);
 }

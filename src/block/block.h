@@ -1,13 +1,21 @@
 /*
- * Block devices of guests: one interface over image formats, with asynchronous requests.
+ * Block devices of guests: one interface over files, image formats, protocols and filters, with asynchronous requests.
  *
- * A disk is opened, driven and closed on one thread, that of its event loop. Requests are structs of the caller, which keeps
+ * A disk is a tree of nodes, each a struct block: an image format lies on a protocol, and on the disks it was made from.
+ *
+ *      qcow2 ─file──▶ file (top.qcow2)
+ *            └backing▶ qcow2 ─file▶ file (base.qcow2)
+ *
+ * A tree is opened, driven and closed on one thread, that of its event loop. Requests are structs of the caller, which keeps
  * them and the memory they name until done is called. done is called from the loop (or from block_reap() and block_drain()),
  * never from within block_submit() or block_kick(), and may submit again.
  *
  *      block_submit(disk, &req);       any number, in any order; they may complete in any order
  *      block_kick(disk);               starts what was submitted
  *        … loop …  req->done(req, result) for each, then the listener once for the batch
+ *
+ * What is not for the data path is blocking: block_read(), block_status() and the like. In a fiber (base/fiber.h) they wait as fibers
+ * do; elsewhere they wait for the disk itself, so not from within done.
  *
  * A flush covers the writes that had completed when it was submitted. Drivers are in one explicit table, block-drivers.c.
  */
@@ -17,6 +25,7 @@
 #include <uv.h>
 
 #include "base/err.h"
+#include "base/json.h"
 
 #define BLOCK_SECTOR 512
 
@@ -63,34 +72,82 @@ struct block_info {
         uint32_t discard_bytes;                 /* granularity; 0 when discard does nothing */
         uint32_t zeroes_bytes;                  /* a write zeroes of so much does not take long; 0 when read-only */
         bool readonly;
+        bool grows;                             /* writes behind the end make it longer: files, which formats lie on */
 };
+
+/* What is at a place, as block_status() finds it. */
+struct block_extent {
+        uint64_t size_bytes;   /* so far it is the same; not 0 */
+        bool present;          /* this disk decides; else it is as in the disk behind it, or zeroes without one */
+        bool zero;             /* reads as zeroes */
+        bool compressed;
+        uint64_t host_bytes;   /* where it is in the file that the node lies on; BLOCK_NOWHERE: no such place */
+};
+#define BLOCK_NOWHERE UINT64_MAX
 
 #define BLOCK_OPEN_READONLY 1
-#define BLOCK_OPEN_NO_LOCK 2  /* for files someone else guards */
-#define BLOCK_OPEN_NO_URING 4 /* thread pool only; also taken by itself where io_uring is forbidden */
+#define BLOCK_OPEN_NO_LOCK 2     /* for files someone else guards */
+#define BLOCK_OPEN_NO_URING 4    /* thread pool only; also taken by itself where io_uring is forbidden */
+#define BLOCK_OPEN_PROBE 8       /* a format that neither a name nor a suffix gives is looked for in the contents */
+#define BLOCK_OPEN_NO_BACKING 16 /* the one image alone */
+#define BLOCK_OPEN_ANY_BACKING 32 /* backing files may be anywhere, not only where the image is */
+#define BLOCK_OPEN_REPAIR 64     /* as it is, also when it says that it is damaged */
+
+struct block_opening {
+        uv_loop_t *loop;
+        const char *path;      /* a file, or a URL of a protocol's */
+        const char *format;    /* NULL: by the suffix; raw where that says nothing, or what a probe finds with BLOCK_OPEN_PROBE */
+        unsigned flags;
+
+        struct block *file;    /* for formats: what the image lies on; the core's, which closes it when open fails */
+        unsigned depth;        /* how many images are in front of it */
+        const struct block_opening *front; /* the one that names it as backing; NULL at first */
+};
+
+#define BLOCK_DEPTH_MAX 256
 
 struct block_driver {
-        const char *name; /* "raw" */
+        const char *name; /* "qcow2" */
         const char *text; /* one line for help */
+        const char *const *suffixes; /* of file names, with the dot; NULL-terminated. NULL: none */
+        const char *const *schemes;  /* a protocol: what URLs of it begin with; NULL: a format, or a filter */
         /* Whether these first bytes of a file are of this format, 0-100; NULL for formats only chosen by name. */
         int (*probe)(const uint8_t *head, size_t size_bytes);
-        /* Opens path, which the driver may close over in its own struct that starts with struct block. */
-        int (*open)(uv_loop_t *loop, const char *path, unsigned flags, struct block **disk, struct err *err);
-        /* Nothing is in flight. Ends and frees the disk (the loop may have to run once more to close handles). */
-        void (*close)(struct block *disk);
-        void (*submit)(struct block *disk, struct block_request *req);
-        void (*kick)(struct block *disk);
-        void (*reap)(struct block *disk);
-        void (*drain)(struct block *disk);
-        /* Looks at the size again (the image was grown); disk->info changes. */
-        int (*refresh)(struct block *disk, struct err *err);
+        /* Makes a struct of its own that starts with struct block; adopts opening->file, and other children. */
+        int (*open)(const struct block_opening *opening, struct block **block, struct err *err);
+        /* Writes back what it holds; the image is then as if nobody had it open. NULL: nothing. */
+        int (*finish)(struct block *block, struct err *err);
+        /* Nothing is in flight. Ends with block_done(), and frees the struct; the core closes the children afterwards. */
+        void (*close)(struct block *block);
+        void (*submit)(struct block *block, struct block_request *req);
+        /* NULL: that of the children is all. */
+        void (*kick)(struct block *block);
+        void (*reap)(struct block *block);
+        /* Something is in flight, of which the node itself waits for a part: returns when some of it has completed. NULL: the children's. */
+        void (*wait)(struct block *block);
+        /* Looks at the size again (the image was grown); block->info changes. NULL: it never changes by itself. */
+        int (*refresh)(struct block *block, struct err *err);
+        /* Blocking. NULL: it is all data. size_bytes is what the caller would like to know of. */
+        int (*status)(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent);
+        int (*resize)(struct block *block, uint64_t size_bytes, struct err *err);
+        /* Adds what there is to say of it, for `virta disk info`. */
+        int (*describe)(struct block *block, json_t *into);
 };
+
+#define BLOCK_CHILDREN_MAX 3
+enum block_role { BLOCK_FILE, BLOCK_BACKING, BLOCK_DATA };
 
 /* What every driver's struct starts with. */
 struct block {
         const struct block_driver *driver;
+        uv_loop_t *loop;
+        char *path;             /* as it was opened */
         struct block_info info;
-        unsigned in_flight; /* submitted and not done */
+        struct block *child[BLOCK_CHILDREN_MAX]; /* by enum block_role; owned */
+        unsigned in_flight;     /* submitted and not done */
+        unsigned submitting;    /* within its submit: what completes there is done later */
+        struct block_request *later, **later_last;
+        struct block_idle *idle; /* has the loop come back for these */
         void (*listener)(void *ctx);
         void *listener_ctx;
 };
@@ -98,59 +155,82 @@ struct block {
 /* NULL-terminated. */
 extern const struct block_driver *const block_drivers[];
 
-/*
- * Opens a disk image. format NULL means raw: guessing would let a guest that writes a header into its raw disk choose the format
- * of its next start. -EINVAL names the formats when it is not one of them; -EBUSY when another process uses the image;
- * -EACCES, -ENOENT, -EISDIR, -EROFS say it with the path.
- */
-int block_open(uv_loop_t *loop, const char *path, const char *format, unsigned flags, struct block **disk,
-               struct err *err) _must_check_;
-/* Drains first. NULL is fine. */
-void block_close(struct block *disk);
+/* ---- opening ---- */
 
-static inline const struct block_info *block_info(const struct block *disk)
+/*
+ * Opens a disk image with all that it lies on. The format is the one named, else that of the file name's suffix, else raw: guessing
+ * would let a guest that writes a header into its raw disk choose the format of its next start. -EINVAL names the formats when it is
+ * not one of them; -EBUSY when another process uses the image; -EACCES, -ENOENT, -EISDIR, -EROFS say it with the path.
+ */
+int block_open(const struct block_opening *opening, struct block **block, struct err *err) _must_check_;
+/* Writes back what drivers hold. A disk that is closed without it is as after a crash: sound, with space lost perhaps. */
+int block_finish(struct block *block, struct err *err) _must_check_;
+/* Drains first. NULL is fine. The loop may have to run once more to close handles. */
+void block_close(struct block *block);
+/* The driver of that name; NULL. */
+const struct block_driver *block_driver_find(const char *name);
+
+static inline const struct block_info *block_info(const struct block *block)
 {
-        return &disk->info;
+        return &block->info;
 }
+
+/* ---- requests ---- */
 
 /* listener is called after each batch of completions, from where these are called. */
-static inline void block_set_listener(struct block *disk, void (*listener)(void *ctx), void *ctx)
+static inline void block_set_listener(struct block *block, void (*listener)(void *ctx), void *ctx)
 {
-        disk->listener = listener;
-        disk->listener_ctx = ctx;
+        block->listener = listener;
+        block->listener_ctx = ctx;
 }
 
-static inline void block_submit(struct block *disk, struct block_request *req)
+static inline void block_submit(struct block *block, struct block_request *req)
 {
-        disk->in_flight++;
-        disk->driver->submit(disk, req);
+        block->in_flight++;
+        block->submitting++;
+        block->driver->submit(block, req);
+        block->submitting--;
 }
 
-static inline void block_kick(struct block *disk)
-{
-        disk->driver->kick(disk);
-}
-
+void block_kick(struct block *block);
 /* Completes now what has finished, without waiting for the loop. */
-static inline void block_reap(struct block *disk)
-{
-        disk->driver->reap(disk);
-}
-
+void block_reap(struct block *block);
 /* Waits until nothing is in flight. */
-static inline void block_drain(struct block *disk)
+void block_drain(struct block *block);
+int block_refresh(struct block *block, struct err *err);
+
+/* ---- blocking; 0 or -errno ---- */
+
+int block_do(struct block *block, enum block_op op, unsigned flags, uint64_t offset_bytes, uint64_t size_bytes, const struct iovec *iov,
+              unsigned iov_count) _must_check_;
+
+static inline int _must_check_ block_read(struct block *block, uint64_t offset_bytes, void *to, size_t size_bytes)
 {
-        disk->driver->drain(disk);
+        return block_do(block, BLOCK_READ, 0, offset_bytes, size_bytes, &(struct iovec){ to, size_bytes }, 1);
 }
 
-static inline int block_refresh(struct block *disk, struct err *err)
+static inline int _must_check_ block_write(struct block *block, uint64_t offset_bytes, const void *from, size_t size_bytes)
 {
-        return disk->driver->refresh(disk, err);
+        return block_do(block, BLOCK_WRITE, 0, offset_bytes, size_bytes, &(struct iovec){ (void *)from, size_bytes }, 1);
 }
 
-/* For drivers: a request is over. */
-static inline void block_complete(struct block *disk, struct block_request *req, int result)
+static inline int _must_check_ block_flush(struct block *block)
 {
-        disk->in_flight--;
-        req->done(req, result);
+        return block_do(block, BLOCK_FLUSH, 0, 0, 0, NULL, 0);
 }
+
+int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
+/* -EOPNOTSUPP: the format cannot. */
+int block_resize(struct block *block, uint64_t size_bytes, struct err *err) _must_check_;
+
+/* ---- for drivers ---- */
+
+/* The first thing of open, on a struct that is all zeroes; undone by block_done(), the last thing of close and of an open that failed. */
+int block_init(struct block *block, const struct block_driver *driver, const struct block_opening *opening, struct err *err) _must_check_;
+void block_done(struct block *block);
+/* child belongs to block from now on; its batches are block's. */
+void block_adopt(struct block *block, enum block_role role, struct block *child);
+/* A request is over. */
+void block_complete(struct block *block, struct block_request *req, int result);
+/* Opens the image that another names, as seen from where that one is. The format NULL: as block_open() does. */
+int block_open_backing(const struct block_opening *front, const char *name, const char *format, struct block **backing, struct err *err) _must_check_;

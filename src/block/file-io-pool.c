@@ -3,7 +3,7 @@
  *
  *   submit ─▶ job in the pool ─▶ finished list ─▶ (async wakes the loop) reap ─▶ done
  *
- * A job's memory is libuv's until its after-work callback, which may come after the request was reaped (drain does not run the
+ * A job's memory is libuv's until its after-work callback, which may come after the request was reaped (waiting does not run the
  * loop), and even after the engine was freed: the engine's memory goes with the last of jobs and async handle.
  */
 #include "block/file-io.h"
@@ -157,12 +157,10 @@ static void pool_reap(struct file_io *io)
                 complete(pool, take_finished(pool, false));
 }
 
-static void pool_drain(struct file_io *io)
+static void pool_wait(struct file_io *io)
 {
-        struct pool *pool = to_pool(io);
-
-        while (io->disk->in_flight && !io->reaping)
-                complete(pool, take_finished(pool, true));
+        if (!io->reaping)
+                complete(to_pool(io), take_finished(to_pool(io), true));
 }
 
 static void woken(uv_async_t *async)
@@ -187,7 +185,7 @@ static const struct file_io_ops pool_ops = {
         .submit = pool_submit,
         .kick = pool_kick,
         .reap = pool_reap,
-        .drain = pool_drain,
+        .wait = pool_wait,
         .free = pool_free,
 };
 

@@ -141,35 +141,35 @@ static unsigned reap_batch(struct uring *u)
         return n;
 }
 
-static void uring_reap(struct file_io *io)
+static bool reap_all(struct uring *u)
 {
-        struct uring *u = to_uring(io);
         bool any = false;
 
-        if (io->reaping)
-                return;
-        io->reaping = true;
+        if (u->io.reaping)
+                return false;
+        u->io.reaping = true;
         while (reap_batch(u))
                 any = true;
         start_waiting(u);
-        if (any && io->disk->listener)
-                io->disk->listener(io->disk->listener_ctx);
-        uring_kick(io);
-        io->reaping = false;
+        if (any && u->io.disk->listener)
+                u->io.disk->listener(u->io.disk->listener_ctx);
+        uring_kick(&u->io);
+        u->io.reaping = false;
+        return any;
 }
 
-static void uring_drain(struct file_io *io)
+static void uring_reap(struct file_io *io)
+{
+        (void)reap_all(to_uring(io));
+}
+
+static void uring_wait(struct file_io *io)
 {
         struct uring *u = to_uring(io);
         struct io_uring_cqe *cqe;
 
-        if (io->reaping)
-                return;
-        for (;;) {
-                uring_kick(io);
-                uring_reap(io);
-                if (!io->disk->in_flight)
-                        return;
+        uring_kick(io);
+        while (!reap_all(u) && !io->reaping) {
                 if (!u->unsubmitted && !u->waiting)
                         (void)io_uring_wait_cqe(&u->ring, &cqe);
         }
@@ -203,7 +203,7 @@ static const struct file_io_ops uring_ops = {
         .submit = uring_submit,
         .kick = uring_kick,
         .reap = uring_reap,
-        .drain = uring_drain,
+        .wait = uring_wait,
         .free = uring_free,
 };
 

@@ -14,7 +14,7 @@ struct file_io_ops {
         void (*submit)(struct file_io *io, struct block_request *req);
         void (*kick)(struct file_io *io);
         void (*reap)(struct file_io *io);
-        void (*drain)(struct file_io *io);
+        void (*wait)(struct file_io *io); /* until something was reaped; something is in flight */
         void (*free)(struct file_io *io);
 };
 
@@ -51,9 +51,9 @@ static inline void file_io_reap(struct file_io *io)
         io->ops->reap(io);
 }
 
-static inline void file_io_drain(struct file_io *io)
+static inline void file_io_wait(struct file_io *io)
 {
-        io->ops->drain(io);
+        io->ops->wait(io);
 }
 
 /* The engines. */

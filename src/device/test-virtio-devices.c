@@ -401,7 +401,7 @@ static void new_disk(struct fixture *f, unsigned queues)
         assert_true(fd >= 0);
         assert_int_equal(ftruncate(fd, DISK_BYTES), 0);
         close(fd);
-        if (block_open(&f->bed.loop, f->path, NULL, f->disk_flags, &f->disk, &err) < 0 ||
+        if (block_open(&(struct block_opening){ .loop = &f->bed.loop, .path = f->path, .flags = f->disk_flags }, &f->disk, &err) < 0 ||
             virtio_blk_new(&f->bed.host, f->bed.pci, "virtio-blk0", f->disk, "serial-1", queues, &f->dev, &err) < 0)
                 fail_msg("%s", err.text);
         f->queues = queues;
@@ -767,7 +767,7 @@ static void test_blk_save_load(void **state)
         testbed_init(&other.bed);
         for (unsigned i = 0; i < other.bed.mem.regions; i++)
                 memcpy(other.bed.mem.region[i].host, f->bed.mem.region[i].host, other.bed.mem.region[i].size_bytes);
-        assert_int_equal(block_open(&other.bed.loop, f->path, NULL, BLOCK_OPEN_NO_LOCK, &other.disk, &err), 0);
+        assert_int_equal(block_open(&(struct block_opening){ .loop = &other.bed.loop, .path = f->path, .flags = BLOCK_OPEN_NO_LOCK }, &other.disk, &err), 0);
         assert_int_equal(virtio_blk_new(&other.bed.host, other.bed.pci, "virtio-blk0", other.disk, NULL, 2, &other.dev, &err), 0);
         other.dev->ops->quiesce(other.dev);
         in = cursor_from(out.bytes, out.size);

@@ -102,8 +102,10 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         struct device *dev;
         struct block *disk;
         char id[32];
-        int r = block_open(machine->host.loop, config->path, config->format, config->readonly ? BLOCK_OPEN_READONLY : 0, &disk,
-                           err);
+        const struct block_opening opening = {
+                .loop = machine->host.loop, .path = config->path, .format = config->format, .flags = config->readonly ? BLOCK_OPEN_READONLY : 0,
+        };
+        int r = block_open(&opening, &disk, err);
 
         if (r < 0)
                 return r;

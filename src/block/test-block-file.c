@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "block/block-raw.h"
+#include "block/block-file.h"
 #include "block/file-io.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -94,7 +94,7 @@ static void listener(void *ctx)
 static void open_disk(struct fixture *f, unsigned flags)
 {
         struct err err = ERR_INIT;
-        int r = block_open(&f->loop, f->path, NULL, f->flags | flags, &f->disk, &err);
+        int r = block_open(&(struct block_opening){ .loop = &f->loop, .path = f->path, .flags = f->flags | flags }, &f->disk, &err);
 
         if (r < 0)
                 fail_msg("%s", err.text);
@@ -344,7 +344,7 @@ static int open_error(struct fixture *f, const char *path, const char *format, u
 {
         struct err err = ERR_INIT;
         struct block *disk = NULL;
-        int r = block_open(&f->loop, path, format, f->flags | flags, &disk, &err);
+        int r = block_open(&(struct block_opening){ .loop = &f->loop, .path = path, .format = format, .flags = f->flags | flags }, &disk, &err);
 
         assert_null(disk);
         assert_true(r < 0);
@@ -387,11 +387,11 @@ static void test_locks(void **state)
         open_disk(f, 0);
         assert_int_equal(open_error(f, f->path, NULL, 0, "in use by another process; read-only users can share it"), -EBUSY);
         assert_int_equal(open_error(f, f->path, NULL, BLOCK_OPEN_READONLY, "in use by another process that writes it"), -EBUSY);
-        assert_int_equal(block_open(&f->loop, f->path, NULL, f->flags | BLOCK_OPEN_NO_LOCK, &second, NULL), 0);
+        assert_int_equal(block_open(&(struct block_opening){ .loop = &f->loop, .path = f->path, .flags = f->flags | BLOCK_OPEN_NO_LOCK }, &second, NULL), 0);
         block_close(second);
         close_disk(f);
         open_disk(f, BLOCK_OPEN_READONLY);
-        assert_int_equal(block_open(&f->loop, f->path, NULL, f->flags | BLOCK_OPEN_READONLY, &second, NULL), 0);
+        assert_int_equal(block_open(&(struct block_opening){ .loop = &f->loop, .path = f->path, .flags = f->flags | BLOCK_OPEN_READONLY }, &second, NULL), 0);
         block_close(second);
         run_out(f);
         assert_int_equal(open_error(f, f->path, NULL, 0, "in use"), -EBUSY);

@@ -2,9 +2,8 @@
 #include "device/fs-internal.h"
 
 #include <errno.h>
-#include <sys/uio.h>
 
-#include "device/virtio.h"
+#include "base/iov.h"
 
 #define OPEN_FLAGS (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC)
 #define COPY_MAX (UINT64_C(64) << 20) /* at a time: a copy is not interrupted */

@@ -10,7 +10,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "device/virtio.h"
+#include "base/iov.h"
 
 #define MINOR_MIN 31u /* the first with virtiofs (Linux 5.4) */
 #define MAX_BACKGROUND 64
@@ -179,15 +179,6 @@ static int run(struct fs_request *rq, const struct operation *operation)
         if (operation->flags & CHANGES && rq->fs->readonly)
                 return -EROFS;
         return operation->op(rq);
-}
-
-static size_t iov_total(const struct iovec *iov, unsigned count)
-{
-        size_t total = 0;
-
-        for (unsigned i = 0; i < count; i++)
-                total += iov[i].iov_len;
-        return total;
 }
 
 uint32_t fs_server_handle(struct fs_server *fs, const struct iovec *out, unsigned out_count, const struct iovec *in,

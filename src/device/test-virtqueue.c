@@ -865,29 +865,6 @@ static void test_race(void **state)
         }
 }
 
-static void test_iov(void **state)
-{
-        uint8_t a[10], b[20], c[5], flat[64];
-        struct iovec iov[] = { { a, sizeof(a) }, { b, sizeof(b) }, { c, sizeof(c) } }, part[3];
-
-        for (unsigned i = 0; i < sizeof(flat); i++)
-                flat[i] = (uint8_t)i;
-        assert_int_equal(buf_to_iov(iov, 3, 0, flat, sizeof(flat)), 35);
-        memset(flat, 0, sizeof(flat));
-        assert_int_equal(iov_to_buf(iov, 3, 5, flat, 10), 10);
-        assert_int_equal(flat[0], 5);
-        assert_int_equal(flat[9], 14);
-        assert_int_equal(iov_to_buf(iov, 3, 35, flat, 10), 0);
-        assert_int_equal(iov_to_buf(iov, 3, 34, flat, 10), 1);
-        assert_int_equal(iov_slice(iov, 3, 10, 20, part), 1);
-        assert_ptr_equal(part[0].iov_base, b);
-        assert_int_equal(iov_slice(iov, 3, 9, 100, part), 3);
-        assert_int_equal(part[0].iov_len, 1);
-        assert_int_equal(iov_slice(iov, 3, 9, 2, part), 2);
-        assert_int_equal(part[1].iov_len, 1);
-        assert_int_equal(iov_slice(iov, 3, 40, 2, part), 0);
-}
-
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -908,7 +885,6 @@ int main(void)
                 cmocka_unit_test_setup_teardown(test_save_load, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_doorbells, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_race, setup, teardown),
-                cmocka_unit_test(test_iov),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -24,8 +24,7 @@
  */
 #pragma once
 
-#include <sys/uio.h>
-
+#include "base/iov.h"
 #include "device/pci.h"
 
 #define VIRTIO_QUEUES_MAX 32
@@ -203,9 +202,3 @@ void virtio_release(struct virtio *v);
 void virtio_config_changed(struct virtio *v);
 /* The driver broke the rules: DEVICE_NEEDS_RESET, a rate-limited log line. */
 void virtio_break(struct virtio *v, const char *why, ...) _printf_(2, 3);
-
-/* Copies between a chain and a buffer at an offset; the number of bytes copied (short at the end). */
-size_t iov_to_buf(const struct iovec *iov, unsigned count, size_t offset, void *to, size_t size_bytes);
-size_t buf_to_iov(const struct iovec *iov, unsigned count, size_t offset, const void *from, size_t size_bytes);
-/* The part of an iovec from offset on, at most size_bytes, into out (of count entries): entries used. */
-unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_t size_bytes, struct iovec *out);

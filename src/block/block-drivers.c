@@ -1,7 +1,9 @@
 /* The one table of block drivers; raw is none, it is the file itself. */
 #include "block/block-file.h"
+#include "block/qcow2/qcow2.h"
 
 const struct block_driver *const block_drivers[] = {
         &block_file,
+        &block_qcow2,
         NULL,
 };

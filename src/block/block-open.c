@@ -12,6 +12,8 @@
 #include "block/block.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 
@@ -148,6 +150,63 @@ int block_open(const struct block_opening *opening, struct block **block, struct
         return r;
 }
 
+/* ---- new images ---- */
+
+static int create_in(const struct block_opening *opening, const struct block_driver *format, const struct block_creation *creation, struct err *err)
+{
+        struct block *file;
+        int r = block_file.open(opening, &file, err);
+
+        if (r < 0)
+                return r;
+        if (format == &raw)
+                r = block_resize(file, align_up(creation->size_bytes, BLOCK_SECTOR), err);
+        else
+                r = format->create(file, creation, err);
+        if (r == 0)
+                r = block_flush(file);
+        block_close(file);
+        return r;
+}
+
+static int check_creation(const struct block_opening *opening, const struct block_driver *format, const struct block_creation *creation, struct err *err)
+{
+        if (!creation->size_bytes)
+                return err_set(err, -EINVAL, "disk %s: a disk has at least %d bytes", opening->path, BLOCK_SECTOR);
+        if (creation->size_bytes > INT64_MAX / 2)
+                return err_set(err, -EFBIG, "disk %s: %" PRIu64 " bytes are more than a file can have", opening->path, creation->size_bytes);
+        if (protocol_of(opening->path) != &block_file)
+                return err_set(err, -EOPNOTSUPP, "disk %s: new images can only be made in files", opening->path);
+        if (format != &raw && !format->create)
+                return err_set(err, -EOPNOTSUPP, "disk %s: %s images are only read", opening->path, format->name);
+        if (format == &raw && (creation->backing || creation->options))
+                return err_set(err, -EINVAL, "disk %s: a raw image has no %s", opening->path, creation->backing ? "backing file" : "options");
+        return 0;
+}
+
+int block_create(const struct block_opening *opening, const struct block_creation *creation, bool overwrite, struct err *err)
+{
+        const struct block_driver *format = NULL;
+        int fd, r = check_format(opening, err);
+
+        if (r == 0)
+                r = choose_format(opening, NULL, &format, err);
+        if (r == 0)
+                r = check_creation(opening, format, creation, err);
+        if (r < 0)
+                return r;
+        fd = open(opening->path, O_RDWR | O_CREAT | O_CLOEXEC | (overwrite ? 0 : O_EXCL), 0666);
+        if (fd < 0 && errno == EEXIST)
+                return err_set(err, -EEXIST, "disk %s is there already, and was left alone; --overwrite replaces it", opening->path);
+        if (fd < 0)
+                return err_errno(err, -errno, "cannot make disk %s", opening->path);
+        close(fd);
+        r = create_in(opening, format, creation, err);
+        if (r < 0 && !overwrite)
+                unlink(opening->path);
+        return r < 0 ? err_wrap(err, r, "disk %s", opening->path) : 0;
+}
+
 /* ---- backing files ---- */
 
 /* As seen from the folder of the image that names it; the caller's to free. */
@@ -180,7 +239,7 @@ static int check_place(const struct block_opening *front, const char *path, stru
         char *slash = image ? strrchr(image, '/') : NULL;
 
         if (!real)
-                return err_errno(err, -errno, "disk %s: its backing file %s", front->path, path);
+                return err_errno(err, -errno, "disk %s needs %s", front->path, path);
         if (!slash)
                 return err_errno(err, -errno, "disk %s", front->path);
         for (const struct block_opening *o = front; o; o = o->front) {
@@ -192,7 +251,7 @@ static int check_place(const struct block_opening *front, const char *path, stru
         slash[slash == image] = '\0';
         if (is_below(real, image) || front->flags & BLOCK_OPEN_ANY_BACKING)
                 return 0;
-        return err_set(err, -EACCES, "disk %s: its backing file %s is not in %s, where the image is; to allow that, say backing=any",
+        return err_set(err, -EACCES, "disk %s: %s, which it needs, is not in %s, where the image is; to allow that, say backing=any",
                        front->path, path, image);
 }
 
@@ -235,4 +294,16 @@ int block_open_backing(const struct block_opening *front, const char *name, cons
         opening.format = format;
         r = block_open(&opening, backing, err);
         return r < 0 && opening.depth == 1 ? err_wrap(err, r, "disk %s: its backing file", front->path) : r;
+}
+
+int block_open_beside(const struct block_opening *front, const char *name, struct block **file, struct err *err)
+{
+        struct block_opening opening = { .loop = front->loop, .flags = front->flags, .depth = front->depth + 1, .front = front, .format = "raw" };
+        _cleanup_free_ char *path = NULL;
+        int r = resolve(front, name, &path, err);
+
+        if (r == 0)
+                r = check_place(front, path, err);
+        opening.path = path;
+        return r < 0 ? r : block_open(&opening, file, err);
 }

@@ -155,39 +155,47 @@ int block_refresh(struct block *block, struct err *err)
 
 /* ---- blocking calls ---- */
 
-struct call {
-        struct block_request req;
-        struct fiber *fiber;
-        bool over;
-};
-
-static void call_done(struct block_request *req, int result)
+static void batch_done(struct block_request *req, int result)
 {
-        struct call *call = container_of(req, struct call, req);
+        struct block_batch *batch = container_of(req, struct block_batch_request, req)->batch;
 
-        call->req.result = result;
-        call->over = true;
-        if (call->fiber)
-                fiber_wake(call->fiber);
+        if (batch->result == 0)
+                batch->result = result;
+        if (--batch->left == 0 && batch->fiber)
+                fiber_wake(batch->fiber);
+}
+
+void block_batch_add(struct block_batch *batch, struct block *block, struct block_batch_request *request)
+{
+        request->req.done = batch_done;
+        request->batch = batch;
+        batch->left++;
+        block_submit(block, &request->req);
+}
+
+int block_batch_wait(struct block_batch *batch, struct block *block)
+{
+        if (batch->left && fiber_self()) {
+                batch->fiber = fiber_self();
+                block_kick(block);
+                fiber_wait();
+                batch->fiber = NULL;
+        }
+        while (batch->left)
+                make_progress(block);
+        return batch->result;
 }
 
 int block_do(struct block *block, enum block_op op, unsigned flags, uint64_t offset_bytes, uint64_t size_bytes, const struct iovec *iov,
-              unsigned iov_count)
+             unsigned iov_count)
 {
-        struct call call = {
-                .req = { .op = op, .flags = flags, .offset_bytes = offset_bytes, .size_bytes = size_bytes, .iov = iov, .iov_count = iov_count,
-                         .done = call_done },
-                .fiber = fiber_self(),
+        struct block_batch_request request = {
+                .req = { .op = op, .flags = flags, .offset_bytes = offset_bytes, .size_bytes = size_bytes, .iov = iov, .iov_count = iov_count },
         };
+        struct block_batch batch = { 0 };
 
-        block_submit(block, &call.req);
-        if (call.fiber) {
-                block_kick(block);
-                fiber_wait();
-        }
-        while (!call.over)
-                make_progress(block);
-        return call.req.result;
+        block_batch_add(&batch, block, &request);
+        return block_batch_wait(&batch, block);
 }
 
 int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)

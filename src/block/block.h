@@ -106,6 +106,36 @@ struct block_opening {
 
 #define BLOCK_DEPTH_MAX 256
 
+/* A new image. */
+struct block_option {
+        const char *key, *value;
+};
+
+struct block_creation {
+        uint64_t size_bytes;
+        const char *backing, *backing_format; /* as the image is to name them, or NULL */
+        const struct block_option *option;    /* of the format's own */
+        unsigned options;
+};
+
+/* An option of a format, for help. */
+struct block_option_about {
+        const char *key; /* NULL ends the list */
+        const char *argument, *text;
+};
+
+enum block_mend { BLOCK_MEND_NOTHING, BLOCK_MEND_LEAKS, BLOCK_MEND_ALL };
+
+struct block_check {
+        enum block_mend mend;
+        void (*say)(void *ctx, const char *text); /* told of each thing that is wrong; may be NULL */
+        void *ctx;
+        /* What was found. leaks: space that nobody uses; errors: data is in danger, or gone. */
+        uint64_t leaks, errors, leaks_mended, errors_mended;
+        uint64_t clusters, compressed, fragmented; /* of the guest's */
+        uint64_t end_bytes;                        /* of what the image uses of its file */
+};
+
 struct block_driver {
         const char *name; /* "qcow2" */
         const char *text; /* one line for help */
@@ -130,6 +160,11 @@ struct block_driver {
         /* Blocking. NULL: it is all data. size_bytes is what the caller would like to know of. */
         int (*status)(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent);
         int (*resize)(struct block *block, uint64_t size_bytes, struct err *err);
+        /* Makes an image of an empty file. NULL: this format is only read. options: what creation->option may have, or NULL. */
+        int (*create)(struct block *file, const struct block_creation *creation, struct err *err);
+        const struct block_option_about *options;
+        /* Nobody else uses it, and it was opened for that: BLOCK_OPEN_REPAIR. NULL: there is nothing to check. */
+        int (*check)(struct block *block, struct block_check *check, struct err *err);
         /* Adds what there is to say of it, for `virta disk info`. */
         int (*describe)(struct block *block, json_t *into);
 };
@@ -167,6 +202,10 @@ int block_open(const struct block_opening *opening, struct block **block, struct
 int block_finish(struct block *block, struct err *err) _must_check_;
 /* Drains first. NULL is fine. The loop may have to run once more to close handles. */
 void block_close(struct block *block);
+/*
+ * Makes a new image. -EEXIST: there is something already, and it stays, unless overwrite is set. What fails leaves nothing behind.
+ */
+int block_create(const struct block_opening *opening, const struct block_creation *creation, bool overwrite, struct err *err) _must_check_;
 /* The driver of that name; NULL. */
 const struct block_driver *block_driver_find(const char *name);
 
@@ -219,6 +258,24 @@ static inline int _must_check_ block_flush(struct block *block)
         return block_do(block, BLOCK_FLUSH, 0, 0, 0, NULL, 0);
 }
 
+/*
+ * Several at once: all zeroes at first, then block_batch_add() for each, with requests that stay where they are, then the wait. The first
+ * error is the result. One disk and what it lies on: block is what is waited for.
+ */
+struct block_batch {
+        struct fiber *fiber;
+        unsigned left;
+        int result;
+};
+
+struct block_batch_request {
+        struct block_request req; /* all but done by the caller */
+        struct block_batch *batch;
+};
+
+void block_batch_add(struct block_batch *batch, struct block *block, struct block_batch_request *request);
+int block_batch_wait(struct block_batch *batch, struct block *block) _must_check_;
+
 int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
 /* -EOPNOTSUPP: the format cannot. */
 int block_resize(struct block *block, uint64_t size_bytes, struct err *err) _must_check_;
@@ -234,3 +291,5 @@ void block_adopt(struct block *block, enum block_role role, struct block *child)
 void block_complete(struct block *block, struct block_request *req, int result);
 /* Opens the image that another names, as seen from where that one is. The format NULL: as block_open() does. */
 int block_open_backing(const struct block_opening *front, const char *name, const char *format, struct block **backing, struct err *err) _must_check_;
+/* The file of that name where the image is, raw, as the image itself is opened: an image's data that is kept apart. */
+int block_open_beside(const struct block_opening *front, const char *name, struct block **file, struct err *err) _must_check_;

@@ -3,7 +3,7 @@
 
 #include <errno.h>
 
-#include "base/iov.h"
+#include "device/virtio.h"
 
 #define OPEN_FLAGS (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC)
 #define COPY_MAX (UINT64_C(64) << 20) /* at a time: a copy is not interrupted */

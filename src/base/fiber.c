@@ -79,8 +79,8 @@ static void arrived(void *fake_stack, struct fiber *from)
         }
 }
 
-/* Frames that never returned left their red zones behind. */
-static void made_new(struct fiber *fiber)
+/* Frames that never returned leave their red zones behind, for whoever has the memory next. */
+static void unpoison(struct fiber *fiber)
 {
         ASAN_UNPOISON_MEMORY_REGION(bottom_of(fiber), FIBER_STACK_BYTES);
 }
@@ -93,7 +93,7 @@ static void arrived(void *fake_stack, struct fiber *from)
 {
 }
 
-static void made_new(struct fiber *fiber)
+static void unpoison(struct fiber *fiber)
 {
 }
 #endif
@@ -144,7 +144,6 @@ static struct fiber *take(void)
         if (fiber) {
                 here.kept = fiber->next;
                 here.kept_count--;
-                made_new(fiber);
                 return fiber;
         }
         map = mmap(NULL, GUARD_BYTES + FIBER_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
@@ -159,6 +158,7 @@ static struct fiber *take(void)
 
 static void keep(struct fiber *fiber)
 {
+        unpoison(fiber);
         if (here.kept_count == KEPT_MAX) {
                 give_back(fiber);
                 return;

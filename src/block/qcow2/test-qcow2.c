@@ -187,7 +187,7 @@ static void judge(struct fixture *f, bool leaks)
         check_image(f, leaks);
         if (!have_qemu_img())
                 return;
-        r = command("qemu-img check -q -f qcow2 '%s' >/dev/null", f->path);
+        r = command("qemu-img check -q -f qcow2 '%s' >/dev/null 2>&1", f->path);
         if (r != 0 && !(leaks && r == 3))
                 fail_msg("qemu-img check ends with %d", r);
         dump(f->model_path, f->model, f->size_bytes);

@@ -68,7 +68,7 @@ static void help_options(FILE *out, const struct opt *options)
         char term[128], text[512];
 
         for (const struct opt *opt = options; opt->name; opt++) {
-                snprintf(term, sizeof(term), "--%s%s%s", opt->name, opt->argument ? " " : "", opt->argument ? opt->argument : "");
+                snprintf(term, sizeof(term), "%s--%s%s%s", opt->letter ? (const char[]){ '-', opt->letter, ',', ' ', 0 } : "", opt->name, opt->argument ? " " : "", opt->argument ? opt->argument : "");
                 full_text(opt, text, sizeof(text));
                 help_row(out, term, text);
         }
@@ -100,13 +100,32 @@ static void usage_line(FILE *out, const struct opt_program *program, const struc
                 fprintf(out, operand->required ? " %s" : " [%s]", operand->argument);
 }
 
+/* The commands of a group, by their second words; without one, the first words. */
+static void help_commands(const struct opt_program *program, const struct opt_command *group, FILE *out)
+{
+        fprintf(out, "\nCommands:\n");
+        for (unsigned i = 0; program->commands[i]; i++) {
+                const char *second = strchr(program->commands[i]->name, ' ');
+
+                if (group ? opt_in_group(program->commands[i], group) : !second)
+                        help_row(out, group ? second + 1 : program->commands[i]->name, program->commands[i]->summary);
+        }
+}
+
+static void help_group(const struct opt_program *program, const struct opt_command *group, FILE *out)
+{
+        fprintf(out, "Usage: %s %s COMMAND [OPTION]...\n\n", program->name, group->name);
+        wrap(out, group->description, 0, 0);
+        help_commands(program, group, out);
+        help_sections(out, group->sections);
+        fprintf(out, "\n'%s %s COMMAND --help' says more of one command.\n", program->name, group->name);
+}
+
 static void help_program(const struct opt_program *program, FILE *out)
 {
         fprintf(out, "Usage: %s COMMAND [OPTION]...\n\n", program->name);
         wrap(out, program->description, 0, 0);
-        fprintf(out, "\nCommands:\n");
-        for (unsigned i = 0; program->commands[i]; i++)
-                help_row(out, program->commands[i]->name, program->commands[i]->summary);
+        help_commands(program, NULL, out);
         help_sections(out, program->sections);
         fprintf(out, "\n'%s COMMAND --help' says more of one command.\n", program->name);
 }
@@ -117,6 +136,10 @@ void opt_help(const struct opt_program *program, const struct opt_command *comma
 
         if (!command) {
                 help_program(program, out);
+                return;
+        }
+        if (command->group) {
+                help_group(program, command, out);
                 return;
         }
         fprintf(out, "Usage: ");
@@ -191,15 +214,47 @@ static void man_head(const struct opt_program *program, const struct opt_command
         if (command)
                 fputc('-', out);
         for (const char *at = command ? command->name : ""; *at; at++)
-                fputc(toupper((unsigned char)*at), out);
+                fputc(*at == ' ' ? '-' : toupper((unsigned char)*at), out);
         fprintf(out, "\" 1 \"\" \"%s %s\" \"User commands\"\n.SH NAME\n", program->name, program->version);
         roff(out, program->name);
         if (command) {
                 fputs("\\-", out);
-                roff(out, command->name);
+                for (const char *at = command->name; *at; at++)
+                        fputs(*at == ' ' ? "\\-" : (const char[]){ *at, 0 }, out);
         }
         fputs(" \\- ", out);
         roff_line(out, command ? command->summary : program->summary);
+}
+
+static void man_commands(const struct opt_program *program, const struct opt_command *group, FILE *out)
+{
+        fputs(".SH COMMANDS\n", out);
+        for (unsigned i = 0; program->commands[i]; i++) {
+                const char *second = strchr(program->commands[i]->name, ' ');
+
+                if (group ? !opt_in_group(program->commands[i], group) : !!second)
+                        continue;
+                fputs(".TP\n.B ", out);
+                roff_line(out, group ? second + 1 : program->commands[i]->name);
+                roff_line(out, program->commands[i]->summary);
+        }
+}
+
+static void man_see_also(const struct opt_program *program, const struct opt_command *group, FILE *out)
+{
+        const char *between = "";
+
+        fputs(".SH \"SEE ALSO\"\n", out);
+        for (unsigned i = 0; program->commands[i]; i++) {
+                const char *name = program->commands[i]->name, *second = strchr(name, ' ');
+
+                if (group ? !opt_in_group(program->commands[i], group) : !!second)
+                        continue;
+                fprintf(out, "%s.BR %s\\-%.*s%s%s (1)", between, program->name, second ? (int)(second - name) : 99, name, second ? "\\-" : "",
+                        second ? second + 1 : "");
+                between = ",\n";
+        }
+        fputc('\n', out);
 }
 
 static void man_program(const struct opt_program *program, FILE *out)
@@ -207,16 +262,19 @@ static void man_program(const struct opt_program *program, FILE *out)
         man_head(program, NULL, out);
         fprintf(out, ".SH SYNOPSIS\n.B %s\n.I COMMAND\n[\\fIOPTION\\fR]...\n.SH DESCRIPTION\n", program->name);
         roff_line(out, program->description);
-        fputs(".SH COMMANDS\n", out);
-        for (unsigned i = 0; program->commands[i]; i++) {
-                fputs(".TP\n.B ", out);
-                roff_line(out, program->commands[i]->name);
-                roff_line(out, program->commands[i]->summary);
-        }
+        man_commands(program, NULL, out);
         man_sections(out, program->sections);
-        fputs(".SH \"SEE ALSO\"\n", out);
-        for (unsigned i = 0; program->commands[i]; i++)
-                fprintf(out, ".BR %s\\-%s (1)%s\n", program->name, program->commands[i]->name, program->commands[i + 1] ? "," : "");
+        man_see_also(program, NULL, out);
+}
+
+static void man_group(const struct opt_program *program, const struct opt_command *group, FILE *out)
+{
+        man_head(program, group, out);
+        fprintf(out, ".SH SYNOPSIS\n.B %s %s\n.I COMMAND\n[\\fIOPTION\\fR]...\n.SH DESCRIPTION\n", program->name, group->name);
+        roff_line(out, group->description);
+        man_commands(program, group, out);
+        man_sections(out, group->sections);
+        man_see_also(program, group, out);
 }
 
 void opt_man(const struct opt_program *program, const struct opt_command *command, FILE *out)
@@ -225,6 +283,10 @@ void opt_man(const struct opt_program *program, const struct opt_command *comman
 
         if (!command) {
                 man_program(program, out);
+                return;
+        }
+        if (command->group) {
+                man_group(program, command, out);
                 return;
         }
         man_head(program, command, out);
@@ -253,7 +315,10 @@ void opt_man(const struct opt_program *program, const struct opt_command *comman
                 roff_line(out, text);
         }
         for (const struct opt *opt = command->options; opt->name; opt++) {
-                fputs(".TP\n\\fB\\-\\-", out);
+                fputs(".TP\n", out);
+                if (opt->letter)
+                        fprintf(out, "\\fB\\-%c\\fR, ", opt->letter);
+                fputs("\\fB\\-\\-", out);
                 roff(out, opt->name);
                 fputs("\\fR", out);
                 if (opt->argument) {

@@ -129,20 +129,34 @@ static int store(const struct opt *opt, const char *value, void *into, struct er
         return -EINVAL;
 }
 
-/* argv[i] starts with "--": handles it and its value. Returns the number of arguments used, or -errno. */
+/* "--name", "--name=value", "-letter". */
+static const struct opt *find_option(const struct opt_command *command, const char *arg)
+{
+        const char *name = arg + 2;
+        size_t length = strcspn(name, "=");
+        const struct opt *opt = command->options;
+
+        if (arg[1] != '-')
+                while (opt->name && (opt->letter != arg[1] || arg[2]))
+                        opt++;
+        else
+                while (opt->name && (strlen(opt->name) != length || strncmp(opt->name, name, length) != 0))
+                        opt++;
+        return opt->name ? opt : NULL;
+}
+
+/* argv[0] starts with "-": handles it and its value. Returns the number of arguments used, or -errno. */
 static int parse_option(const struct opt_command *command, int left, char *const argv[], uint64_t *seen, void *into, struct err *err)
 {
-        const char *name = argv[0] + 2;
-        size_t length = strcspn(name, "=");
-        const char *value = name[length] ? name + length + 1 : NULL;
-        const struct opt *opt = command->options;
+        const char *equals = argv[0][1] == '-' ? strchr(argv[0], '=') : NULL, *value = equals ? equals + 1 : NULL;
+        const struct opt *opt = find_option(command, argv[0]);
         int used = 1;
         int r;
 
-        while (opt->name && (strlen(opt->name) != length || strncmp(opt->name, name, length) != 0))
-                opt++;
-        if (!opt->name)
-                return unknown_option(command, name, length, err);
+        if (!opt && argv[0][1] == '-')
+                return unknown_option(command, argv[0] + 2, strcspn(argv[0] + 2, "="), err);
+        if (!opt)
+                return err_set(err, -EINVAL, "unknown option '%s' (try 'virta %s --help')", argv[0], command->name);
         if (*seen >> (opt - command->options) & 1 && !opt->repeated)
                 return err_set(err, -EINVAL, "option '--%s' is given twice", opt->name);
         *seen |= UINT64_C(1) << (opt - command->options);
@@ -205,10 +219,8 @@ int opt_parse(const struct opt_command *command, int argc, char *const argv[], v
 
                 if (!ended && !strcmp(argv[i], "--")) {
                         ended = true;
-                } else if (!ended && !strncmp(argv[i], "--", 2)) {
-                        used = parse_option(command, argc - i, argv + i, &seen, into, err);
                 } else if (!ended && argv[i][0] == '-' && argv[i][1]) {
-                        used = err_set(err, -EINVAL, "unknown option '%s' (try 'virta %s --help')", argv[i], command->name);
+                        used = parse_option(command, argc - i, argv + i, &seen, into, err);
                 } else {
                         int r = parse_operand(command, operands++, argv[i], into, err);
 
@@ -219,4 +231,36 @@ int opt_parse(const struct opt_command *command, int argc, char *const argv[], v
                 i += used;
         }
         return check_required(command, seen, operands, err);
+}
+
+bool opt_in_group(const struct opt_command *command, const struct opt_command *group)
+{
+        size_t length = strlen(group->name);
+
+        return strncmp(command->name, group->name, length) == 0 && command->name[length] == ' ';
+}
+
+static bool is_called(const struct opt_command *command, const char *first, const char *second)
+{
+        size_t length = strlen(first);
+
+        if (!second)
+                return strcmp(command->name, first) == 0;
+        return strncmp(command->name, first, length) == 0 && command->name[length] == ' ' && strcmp(command->name + length + 1, second) == 0;
+}
+
+static const struct opt_command *find_called(const struct opt_program *program, const char *first, const char *second)
+{
+        for (unsigned i = 0; program->commands[i]; i++)
+                if (is_called(program->commands[i], first, second))
+                        return program->commands[i];
+        return NULL;
+}
+
+const struct opt_command *opt_find(const struct opt_program *program, int argc, char *const argv[], int *words)
+{
+        const struct opt_command *command = argc > 1 ? find_called(program, argv[0], argv[1]) : NULL;
+
+        *words = command ? 2 : 1;
+        return command ? command : argc ? find_called(program, argv[0], NULL) : NULL;
 }

@@ -2,7 +2,7 @@
  * Command lines: one table a command, from which parsing, --help, man page and shell completion all come.
  *
  * A table's entries store into a struct of the caller's by offset, or call a function for values with a form of their own.
- * Options are long: `--name VALUE`, `--name=VALUE`, `--name` for a flag, `--` ends them. Each may be given once unless it is
+ * Options are long: `--name VALUE`, `--name=VALUE`, `--name` for a flag, `--` ends them; few have a letter, too. Each may be given once unless it is
  * `repeated`. Errors name the option, the value and what would be right.
  *
  *      static const struct opt options[] = {
@@ -40,6 +40,7 @@ struct opt {
         int (*call)(void *into, const char *value, struct err *err);
         enum opt_complete complete;
         bool required;
+        char letter;   /* "-o VALUE" besides, when it is not 0 */
         bool repeated; /* OPT_CALL only */
         bool may_be_empty;
 };
@@ -57,12 +58,13 @@ struct opt_section {
 };
 
 struct opt_command {
-        const char *name;        /* "boot" */
+        const char *name;        /* "boot"; "disk create" is one of the group "disk" */
         const char *summary;     /* one phrase, no full stop */
         const char *description; /* paragraphs, separated by a line feed; for the man page and --help */
         const struct opt *options;
         const struct opt *operands; /* in their order; name NULL. May be NULL */
         const struct opt_section *sections; /* may be NULL */
+        bool group;              /* only a first word: those that begin with it are its commands */
 };
 
 struct opt_program {
@@ -81,6 +83,11 @@ struct opt_program {
  * of the values: it is the caller's to throw away.
  */
 int opt_parse(const struct opt_command *command, int argc, char *const argv[], void *into, struct err *err) _must_check_;
+
+/* Whether command is one of the group. */
+bool opt_in_group(const struct opt_command *command, const struct opt_command *group);
+/* The command that argv begins with, and how many words that took; a group when its second word is missing or unknown. NULL: none. */
+const struct opt_command *opt_find(const struct opt_program *program, int argc, char *const argv[], int *words);
 
 /* --help of the program (command NULL) or of one command. */
 void opt_help(const struct opt_program *program, const struct opt_command *command, FILE *out);

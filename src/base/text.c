@@ -186,3 +186,21 @@ char *field_next(char **rest)
                 }
         }
 }
+
+const char *size_about(uint64_t bytes, char text[SIZE_TEXT_MAX])
+{
+        static const char units[] = "KMGTPE";
+        unsigned unit = 0;
+        double value = (double)bytes / 1024;
+
+        if (bytes < 1024) {
+                snprintf(text, SIZE_TEXT_MAX, "%u bytes", (unsigned)bytes);
+                return text;
+        }
+        while (value >= 1024 && units[unit + 1]) {
+                value /= 1024;
+                unit++;
+        }
+        snprintf(text, SIZE_TEXT_MAX, value == (double)(uint64_t)value ? "%.0f %ciB" : "%.1f %ciB", value, units[unit]);
+        return text;
+}

@@ -21,6 +21,9 @@ int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *number,
 /* "512M", "1536K", "3G", "17 bytes": the largest unit that is exact. Returns text. */
 const char *size_format(uint64_t bytes, char text[SIZE_TEXT_MAX]);
 
+/* "20 GiB", "1.5 MiB", "512 bytes": one digit behind the point where it is not exact. Returns text. */
+const char *size_about(uint64_t bytes, char text[SIZE_TEXT_MAX]);
+
 /*
  * Copies from (of from_size bytes) with everything that a terminal might act on written as \xNN: C0 and C1 controls, DEL and
  * what is not UTF-8. Cut at `size_bytes`, always ended by 0. Returns the length of the result.

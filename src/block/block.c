@@ -206,6 +206,31 @@ int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes
         return 0;
 }
 
+int block_status_through(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)
+{
+        unsigned depth = 0;
+
+        for (;; depth++) {
+                struct block *behind = block->child[BLOCK_BACKING];
+                int r = block_status(block, offset_bytes, size_bytes, extent);
+
+                if (r < 0)
+                        return r;
+                extent->depth = depth;
+                size_bytes = extent->size_bytes;
+                if (extent->present || !behind)
+                        break;
+                if (offset_bytes >= behind->info.size_bytes) {
+                        extent->zero = true;
+                        return 0;
+                }
+                size_bytes = MIN(size_bytes, behind->info.size_bytes - offset_bytes);
+                block = behind;
+        }
+        extent->zero |= !extent->present;
+        return 0;
+}
+
 int block_resize(struct block *block, uint64_t size_bytes, struct err *err)
 {
         if (block->info.readonly)

@@ -81,6 +81,7 @@ struct block_extent {
         bool present;          /* this disk decides; else it is as in the disk behind it, or zeroes without one */
         bool zero;             /* reads as zeroes */
         bool compressed;
+        unsigned depth;        /* block_status_through(): how many backing files behind; 0: the image itself */
         uint64_t host_bytes;   /* where it is in the file that the node lies on; BLOCK_NOWHERE: no such place */
 };
 #define BLOCK_NOWHERE UINT64_MAX
@@ -277,6 +278,8 @@ void block_batch_add(struct block_batch *batch, struct block *block, struct bloc
 int block_batch_wait(struct block_batch *batch, struct block *block) _must_check_;
 
 int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
+/* The same with what the disks behind it say: present is whether any of them has it. */
+int block_status_through(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
 /* -EOPNOTSUPP: the format cannot. */
 int block_resize(struct block *block, uint64_t size_bytes, struct err *err) _must_check_;
 

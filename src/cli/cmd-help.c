@@ -5,7 +5,7 @@
 #include "cli/cli.h"
 
 struct help_args {
-        const char *command;
+        const char *command, *second;
         bool man;
 };
 
@@ -16,6 +16,7 @@ static const struct opt help_options[] = {
 
 static const struct opt help_operands[] = {
         { NULL, "COMMAND", "the command to explain; without it, the program", OPT_TEXT, offsetof(struct help_args, command) },
+        { NULL, "SECOND", "its second word, where it has one", OPT_TEXT, offsetof(struct help_args, second) },
         { 0 },
 };
 
@@ -31,13 +32,13 @@ static int help_run(void *into)
 {
         const struct help_args *args = into;
         const struct opt_command *table = NULL;
+        char *const words[] = { (char *)args->command, (char *)args->second };
+        int count = !!args->command + !!args->second, used = 0;
 
-        for (unsigned i = 0; args->command && !table && cli_program.commands[i]; i++) {
-                if (!strcmp(cli_program.commands[i]->name, args->command))
-                        table = cli_program.commands[i];
-        }
-        if (args->command && !table) {
-                log_error("unknown command '%s' (try 'virta help')", args->command);
+        if (count)
+                table = opt_find(&cli_program, count, words, &used);
+        if (count && (!table || used < count)) {
+                log_error("unknown command '%s%s%s' (try 'virta help')", args->command, args->second ? " " : "", args->second ? args->second : "");
                 return CLI_USAGE;
         }
         if (args->man)

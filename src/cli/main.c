@@ -8,7 +8,10 @@
 #include "net/peer-wire.h"
 #include "net/peer.h"
 
-static const struct cli_command *const commands[] = { &cli_boot, &cli_doctor, &cli_help, &cli_version, &cli_completion };
+static const struct cli_command *const commands[] = {
+        &cli_boot, &cli_disk_create, &cli_disk_info, &cli_disk_check, &cli_disk_map, &cli_disk_convert, &cli_disk_compare,
+        &cli_doctor, &cli_help, &cli_version, &cli_completion,
+};
 
 /*
  * A program may be started with its standard descriptors closed; the next file opened would then be taken for the console, or
@@ -30,25 +33,25 @@ int cli_flush(void)
         return CLI_FAILED;
 }
 
+/* ctx: the group whose commands it may be; NULL: any. */
 static const char *command_name(const void *ctx, size_t i)
 {
-        return i < ARRAY_SIZE(commands) ? commands[i]->table->name : NULL;
+        const struct opt_command *command = cli_program.commands[i];
+
+        if (!command)
+                return NULL;
+        return !ctx ? command->name : opt_in_group(command, ctx) ? strchr(command->name, ' ') + 1 : "";
 }
 
-static const struct cli_command *find_command(const char *name)
+static int unknown_command(const char *name, const struct opt_command *group)
 {
-        const char *nearest;
+        const char *nearest = opt_nearest(name, command_name, group), *blank = group ? " " : "", *first = group ? group->name : "";
 
-        for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-                if (!strcmp(commands[i]->table->name, name))
-                        return commands[i];
-        }
-        nearest = opt_nearest(name, command_name, NULL);
         if (nearest)
-                log_error("unknown command '%s' (did you mean '%s'?)", name, nearest);
+                log_error("unknown command '%s%s%s' (did you mean '%s%s%s'?)", first, blank, name, first, group && *nearest ? blank : "", nearest);
         else
-                log_error("unknown command '%s' (try 'virta help')", name);
-        return NULL;
+                log_error("unknown command '%s%s%s' (try 'virta help%s%s')", first, blank, name, blank, first);
+        return CLI_USAGE;
 }
 
 static int run_command(const struct cli_command *command, int argc, char **argv)
@@ -79,6 +82,24 @@ static int run_command(const struct cli_command *command, int argc, char **argv)
         return status;
 }
 
+/* Its name alone, or with --help. */
+static int run_group(const struct opt_command *group, int argc, char **argv)
+{
+        if (argc && strcmp(argv[0], "--help") && strcmp(argv[0], "-h"))
+                return unknown_command(argv[0], group);
+        opt_help(&cli_program, group, argc ? stdout : stderr);
+        return argc ? cli_flush() : CLI_USAGE;
+}
+
+static const struct cli_command *command_of(const struct opt_command *table)
+{
+        size_t i = 0;
+
+        while (commands[i]->table != table)
+                i++;
+        return commands[i];
+}
+
 /* The network process of a machine: this program again, with fewer rights. What goes wrong is told over its socket. */
 static int serve_net(void)
 {
@@ -89,8 +110,9 @@ static int serve_net(void)
 
 int main(int argc, char **argv)
 {
-        const struct cli_command *command;
+        const struct opt_command *table;
         const char *name;
+        int words;
 
         open_standard_descriptors();
         signal(SIGPIPE, SIG_IGN); /* a reader that left is an error to be told, not the end of a guest */
@@ -103,9 +125,13 @@ int main(int argc, char **argv)
         if (!strcmp(name, NET_SERVE_COMMAND) && argc == 2)
                 return serve_net();
         if (!strcmp(name, "--help") || !strcmp(name, "-h"))
-                name = "help";
+                argv[1] = (char *)"help";
         else if (!strcmp(name, "--version"))
-                name = "version";
-        command = find_command(name);
-        return command ? run_command(command, argc - 2, argv + 2) : CLI_USAGE;
+                argv[1] = (char *)"version";
+        table = opt_find(&cli_program, argc - 1, argv + 1, &words);
+        if (!table)
+                return unknown_command(name, NULL);
+        if (table->group)
+                return run_group(table, argc - 2, argv + 2);
+        return run_command(command_of(table), argc - 1 - words, argv + 1 + words);
 }

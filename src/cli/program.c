@@ -13,13 +13,17 @@ static const struct opt_note exits[] = {
 static const struct opt_note examples[] = {
         { "virta boot --kernel vmlinuz --initrd initrd.gz", "boot a kernel on this terminal" },
         { "virta boot --kernel vmlinuz --disk root.img --append 'console=ttyS0 root=/dev/vda'", "boot a disk's root file system" },
+        { "virta disk create root.qcow2 20G", "a disk that takes space as it is written to" },
         { "virta doctor", "what this machine offers and what is missing" },
         { 0 },
 };
 
 static const struct opt_section sections[] = { { "Exit status", NULL, exits }, { "Examples", NULL, examples }, { 0 } };
 
-static const struct opt_command *const tables[] = { &boot_table, &doctor_table, &help_table, &version_table, &completion_table, NULL };
+static const struct opt_command *const tables[] = {
+        &boot_table, &disk_table, &disk_create_table, &disk_info_table, &disk_check_table, &disk_map_table, &disk_convert_table,
+        &disk_compare_table, &doctor_table, &help_table, &version_table, &completion_table, NULL,
+};
 
 const struct opt_program cli_program = {
         .name = "virta",

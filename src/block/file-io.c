@@ -45,7 +45,7 @@ struct file_io_step file_io_step(const struct block_request *req)
 {
         struct file_io_step step = {
                 .call = req->op == BLOCK_READ ? FILE_IO_READV : FILE_IO_WRITEV,
-                .iov = req->part.iov_len ? &req->part : req->iov + req->rest,
+                .iov = req->part.iov_len || !req->iov ? &req->part : req->iov + req->rest,
                 .iov_count = req->part.iov_len ? 1 : req->iov_count - req->rest,
                 .offset_bytes = req->offset_bytes + req->transferred,
                 .size_bytes = req->size_bytes - req->transferred,

@@ -204,7 +204,7 @@ static const struct opt boot_options[] = {
         { "cpus", "N", "virtual processors", OPT_NUMBER, CONFIG(cpus), .fallback = "1", .min = 1, .max = VMM_CPUS_MAX },
         { "cpu", "MODEL", "processor model: max, x86-64-v1, x86-64-v2 or x86-64-v3", OPT_TEXT, CONFIG(cpu_model), .fallback = "max",
           .choices = cpu_models },
-        { "disk", "FILE[,ro][,format=F]", "a disk, /dev/vda and on, raw unless another format is named", OPT_CALL, .call = add_disk,
+        { "disk", "FILE[,ro][,format=F]", "a disk, /dev/vda and on; raw unless its suffix is .qcow2 or a format is named", OPT_CALL, .call = add_disk,
           .repeated = true, .complete = OPT_COMPLETE_FILE },
         { "net", "user[,forward=tcp:HOST:GUEST]...|none", "a network card; user is a network of its own with the host's connections", OPT_CALL,
           .call = add_net, .repeated = true, .fallback = "user", .choices = nets },

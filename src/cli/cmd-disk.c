@@ -306,6 +306,8 @@ static int info_run(void *into)
 
 const struct cli_command cli_disk_info = { .table = &disk_info_table, .args_size = sizeof(struct image_args), .run = info_run };
 
+#define SAID_MAX 20
+
 static const struct opt check_options[] = {
         FORMAT_OPTION,
         JSON_OPTION,
@@ -336,9 +338,16 @@ const struct opt_command disk_check_table = {
         .sections = check_sections,
 };
 
+/* The first of them; who wants to know of all has them counted. */
 static void say(void *ctx, const char *text)
 {
-        fprintf(stderr, "%s\n", text);
+        unsigned *said = ctx;
+
+        if (*said < SAID_MAX)
+                fprintf(stderr, "%s\n", text);
+        else if (*said == SAID_MAX)
+                fprintf(stderr, "and more\n");
+        ++*said;
 }
 
 static void print_check(const struct block_check *check, bool json, const char *path)
@@ -365,7 +374,8 @@ static void print_check(const struct block_check *check, bool json, const char *
 static int check_work(struct disk_session *session, void *into, struct err *err)
 {
         struct image_args *args = into;
-        struct block_check check = { .mend = args->repair ? BLOCK_MEND_ALL : args->leaks ? BLOCK_MEND_LEAKS : BLOCK_MEND_NOTHING, .say = args->quiet ? NULL : say };
+        unsigned said = 0;
+        struct block_check check = { .ctx = &said, .mend = args->repair ? BLOCK_MEND_ALL : args->leaks ? BLOCK_MEND_LEAKS : BLOCK_MEND_NOTHING, .say = args->quiet ? NULL : say };
         struct block *block;
         int r = disk_open(session, args->path, args->format,
                           BLOCK_OPEN_REPAIR | BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_PROBE | (check.mend ? 0 : BLOCK_OPEN_READONLY), &block, err);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "base/log.h"
 #include "block/block.h"
 #include "device/ioapic.h"
 #include "device/pic.h"
@@ -227,6 +228,16 @@ int machine_make_devices(struct machine *machine, const int net_fd[VMM_NETS_MAX]
         return r;
 }
 
+/* What cannot be written back is lost space at worst: what the guest flushed is there. */
+static void close_disk(struct block *disk)
+{
+        struct err err = ERR_INIT;
+
+        if (block_finish(disk, &err) < 0)
+                log_warning("%s", err.text);
+        block_close(disk);
+}
+
 void machine_free_devices(struct machine *machine)
 {
         while (machine->devices) {
@@ -235,7 +246,7 @@ void machine_free_devices(struct machine *machine)
                 dev->ops->free(dev);
         }
         while (machine->disks)
-                block_close(machine->disk[--machine->disks]);
+                close_disk(machine->disk[--machine->disks]);
         if (machine->board)
                 board_free(machine->board);
         if (machine->accel)

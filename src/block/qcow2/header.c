@@ -451,6 +451,20 @@ static int open_backing(struct qcow2 *q, const struct block_opening *opening, st
         return r;
 }
 
+/* Whether the image knows that it uses these clusters itself; else what is written next might overwrite them. */
+static int want_counted(struct qcow2 *q, uint64_t offset, uint64_t size_bytes, const char *what, struct err *err)
+{
+        uint64_t first = offset >> q->header.cluster_bits, count = 1;
+        int r = 0;
+
+        for (uint64_t n = 0; n < qcow2_clusters(q, size_bytes) && r == 0 && count; n++)
+                r = qcow2_refcount(q, first + n, &count);
+        if (r < 0)
+                return err_errno(err, r, "disk %s: cannot read its counts", q->block.path);
+        return count ? 0 : err_set(err, -EIO, "disk %s is damaged: the clusters of its %s are said to be free; mend it with: virta disk check --repair %s",
+                                   q->block.path, what, q->block.path);
+}
+
 /* An image that was not closed may have wrong counts, and what others keep about it may be old. */
 static int begin_writing(struct qcow2 *q, unsigned flags, struct err *err)
 {
@@ -460,6 +474,12 @@ static int begin_writing(struct qcow2 *q, unsigned flags, struct err *err)
                 return 0;
         if (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY)
                 r = qcow2_repair(q, err);
+        if (r == 0)
+                r = want_counted(q, 0, 1, "header", err);
+        if (r == 0)
+                r = want_counted(q, q->header.l1_offset, q->header.l1_entries * 8ull, "L1 table", err);
+        if (r == 0)
+                r = want_counted(q, q->header.refcount_offset, (uint64_t)q->header.refcount_clusters << q->header.cluster_bits, "refcount table", err);
         if (r == 0 && q->header.autoclear & ~QCOW2_AUTOCLEAR_RAW_DATA) {
                 q->header.autoclear &= QCOW2_AUTOCLEAR_RAW_DATA;
                 r = qcow2_write_header(q);

@@ -17,6 +17,9 @@
 #define RESERVE_FIRST 4u
 #define RESERVE_BYTES_MAX (UINT64_C(64) << 20)
 #define RESERVE_MAX 4096u
+/* Counts that are looked at for a free one; and behind the end of the file when an image is opened. */
+#define SEARCH_MAX (UINT64_C(1) << 20)
+#define BEHIND_MAX (16 * (uint64_t)RESERVE_MAX)
 
 static uint64_t block_counts(const struct qcow2 *q)
 {
@@ -107,6 +110,7 @@ static int add_block(struct qcow2 *q, uint64_t at, uint64_t home)
 
         if (!bytes)
                 return -ENOMEM;
+        assert(home);
         if (inside)
                 count_set(q, bytes, home & (block_counts(q) - 1), 1);
         q->file_clusters = MAX(q->file_clusters, home + 1);
@@ -308,7 +312,7 @@ static void free_list(struct qcow2_extent *list)
         }
 }
 
-/* The next free clusters from *cluster on, at most *count side by side. */
+/* The next free clusters from *cluster on, at most *count side by side. Where so many are taken, those behind the end of the file. */
 static int find_free(struct qcow2 *q, uint64_t *cluster, uint64_t *count)
 {
         uint64_t at = *cluster, found = 0;
@@ -323,8 +327,8 @@ static int find_free(struct qcow2 *q, uint64_t *cluster, uint64_t *count)
                         found++;
                 } else if (found) {
                         break;
-                } else {
-                        at++;
+                } else if (++at - *cluster > SEARCH_MAX) {
+                        at = MAX(at, q->file_clusters);
                 }
         }
         *cluster = at;
@@ -539,16 +543,19 @@ int qcow2_release_now(struct qcow2 *q, struct qcow2_extent *list)
 
 /* ---- opening ---- */
 
-/* Behind the last cluster that has a count, or that the file has: whatever is there was never taken. */
-static uint64_t clusters_in_file(const struct qcow2 *q)
+/* Counts behind the file's end: clusters that were taken, in a reserve perhaps, and never written to. */
+static void look_behind(struct qcow2 *q)
 {
-        return qcow2_clusters(q, q->file->info.size_bytes);
+        uint64_t end = q->file_clusters, count;
+
+        for (uint64_t at = end; at < end + BEHIND_MAX && has_block(q, at); at++)
+                if (qcow2_refcount(q, at, &count) == 0 && count)
+                        q->file_clusters = at + 1;
 }
 
 int qcow2_refcounts_open(struct qcow2 *q, struct err *err)
 {
         uint64_t bytes = (uint64_t)q->header.refcount_clusters << q->header.cluster_bits;
-        uint64_t last = 0;
         int r;
 
         q->refcount_entries = (uint32_t)(bytes / 8);
@@ -559,20 +566,10 @@ int qcow2_refcounts_open(struct qcow2 *q, struct err *err)
         r = block_read(q->file, q->header.refcount_offset, q->refcount_table, bytes);
         if (r < 0)
                 return err_errno(err, r, "disk %s: cannot read its refcount table", q->block.path);
-        for (uint32_t n = 0; n < q->refcount_entries; n++) {
+        for (uint32_t n = 0; n < q->refcount_entries; n++)
                 q->refcount_table[n] = be64(&q->refcount_table[n]);
-                if (q->refcount_table[n])
-                        last = n + 1;
-        }
-        q->file_clusters = clusters_in_file(q);
-        /* Counts behind the file's end: taken and never written. */
-        if (last && last << q->refcount_block_bits > q->file_clusters) {
-                uint64_t at = last << q->refcount_block_bits, floor = MAX(q->file_clusters, (last - 1) << q->refcount_block_bits), count = 0;
-
-                while (at > floor && !count && qcow2_refcount(q, at - 1, &count) == 0)
-                        at -= !count;
-                q->file_clusters = MAX(q->file_clusters, at);
-        }
+        q->file_clusters = qcow2_clusters(q, q->file->info.size_bytes);
+        look_behind(q);
         return 0;
 }
 

@@ -453,6 +453,50 @@ static void check_hot_calls(void)
         WRITE_CR(3, READ_CR(3));
 }
 
+/* Values for two registers from ECX; through memory, as Linux hands it to a signal's handler (with bits 0 and 1 of XSTATE_BV set); compared. */
+#define THROUGH_XSAVE                                                                                                                \
+        "1: movq %%rcx, %%xmm3\n vinsertf128 $1, %%xmm3, %%ymm3, %%ymm4\n movl $7, %%eax\n xorl %%edx, %%edx\n xsave64 (%%rdi)\n"  \
+        "vzeroall\n movq 512(%%rdi), %%rsi\n orl $3, 512(%%rdi)\n xrstor64 (%%rdi)\n movq %%xmm3, %%rax\n cmpq %%rcx, %%rax\n"    \
+        "jne 2f\n vextractf128 $1, %%ymm4, %%xmm0\n movq %%xmm0, %%rax\n cmpq %%rcx, %%rax\n jne 2f\n decl %%ecx\n jnz 1b\n"     \
+        "movq %%rsi, 512(%%rdi)\n jmp 3f\n 2: ud2\n 3:"
+
+/* Vol. 1 13.4.1, 13.7, 13.8: XSAVE and XRSTOR in the standard format, hot. */
+static void check_xstate(void)
+{
+        uint32_t a = 1, b, c = 0, d;
+
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        if ((c >> 26 & 5) != 5) /* XSAVE, AVX */
+                return;
+        WRITE_CR(4, READ_CR(4) | 1ull << 18);
+        __asm__ volatile("xsetbv" : : "a"(7), "d"(0), "c"(0));
+        for (unsigned i = 0; i < 1024; i++)
+                page_a[i] = 0;
+        *(uint32_t *)(page_a + 24) = 0x1f80;
+        __asm__ volatile("xrstor64 %0" : : "m"(page_a), "a"(7), "d"(0)); /* all as at reset: FNINIT leaves ST(0) to ST(7) */
+        for (unsigned i = 0; i < 512; i++)
+                page_a[i] = 0xff;
+        TRY("movl $300, %%ecx\n" THROUGH_XSAVE, "D"(page_a));
+        CHECK_FAULT("XSAVE and XRSTOR", NONE, 0);
+        if (!tcg) {
+                check_eq("XSTATE_BV without x87", *(uint64_t *)(page_a + 512), 6);
+                check_eq("FCW, FSW, FTW, FOP", *(uint64_t *)page_a, 0x37f);
+        }
+        check_eq("FIP, FDP", *(uint64_t *)(page_a + 8) | *(uint64_t *)(page_a + 16), 0);
+        check_eq("MXCSR and its mask", *(uint64_t *)(page_a + 24), 0xffff00001f80);
+        check_eq("ST(0), ST(7)", *(uint64_t *)(page_a + 32) | *(uint64_t *)(page_a + 144), 0);
+        check_eq("the rest is untouched", *(uint64_t *)(page_a + 416), ~0ull);
+        TRY("fninit\n fld1\n movl $300, %%ecx\n" THROUGH_XSAVE "\n fstpl (%%rdi)", "D"(page_a));
+        CHECK_FAULT("the same with a value in ST(0)", NONE, 0);
+        check_eq("XSTATE_BV with x87", *(uint64_t *)(page_a + 512), 7);
+        check_eq("ST(0) is 1 behind it", *(uint64_t *)page_a, 0x3ff0000000000000);
+        TRY("fninit\n movl $300, %%ecx\n 1: movl $7, %%eax\n xorl %%edx, %%edx\n xsave64 (%%rdi)\n cmpl $1, %%ecx\n jne 2f\n"
+            "orl $0x10000, 24(%%rdi)\n 2: xrstor64 (%%rdi)\n decl %%ecx\n jnz 1b", "D"(page_a));
+        CHECK_STRICT("XRSTOR of a reserved bit in MXCSR, hot", 13, 0);
+        __asm__ volatile("fninit");
+        WRITE_CR(4, READ_CR(4) & ~(1ull << 18));
+}
+
 static void check_exceptions(void)
 {
         uint64_t bad = 0x8000000000000000ull;
@@ -822,6 +866,7 @@ void main(void)
         check_paging();
         check_user();
         check_hot_calls();
+        check_xstate();
         check_debug();
         check_interrupts();
         check_double_fault();

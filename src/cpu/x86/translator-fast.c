@@ -637,6 +637,7 @@ fast_fn fast_handler(const struct insn *i)
         case ZYDIS_MNEMONIC_WRFSBASE:
         case ZYDIS_MNEMONIC_WRGSBASE: return fast_write_base;
         case ZYDIS_MNEMONIC_CPUID: return fast_cpuid;
+        case ZYDIS_MNEMONIC_XSAVE64: return __builtin_cpu_supports("avx") ? fast_xsave : NULL;
         case ZYDIS_MNEMONIC_XSAVEC64: return host_has_xsavec() ? fast_xsavec : NULL;
         case ZYDIS_MNEMONIC_XRSTOR64: return __builtin_cpu_supports("avx") ? fast_xrstor : NULL;
         case ZYDIS_MNEMONIC_PUSHFQ: return fast_pushfq;

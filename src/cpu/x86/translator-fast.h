@@ -35,5 +35,6 @@ bool fast_fault_prepare(struct x86_cpu *cpu, uint64_t linear, unsigned size_byte
 void fast_fault_deliver(struct x86_cpu *cpu, const struct fast_fault *fault);
 
 /* translator-xstate.c */
+enum fast_result fast_xsave(struct x86_cpu *cpu, const struct insn *insn);
 enum fast_result fast_xsavec(struct x86_cpu *cpu, const struct insn *insn);
 enum fast_result fast_xrstor(struct x86_cpu *cpu, const struct insn *insn);

@@ -1,14 +1,14 @@
 /*
- * Fast handlers for what a task switch does to the vector registers: XSAVEC64 and XRSTOR64 of all three components, in the compacted
- * format, of a guest whose x87 registers are as FNINIT left them and zero.
+ * Fast handlers for what task switches and signals do to the vector registers: XSAVEC64 and XRSTOR64 of all three components, in the
+ * compacted format, and XSAVE64 and XRSTOR64 in the standard one, of a guest whose x87 registers are as FNINIT left them and zero.
  *
- * The guest's vector registers are the host's, so the host's XSAVEC writes the image, but for its x87 component, which is absent as it is
- * initial. The other way the image is checked first, and what was checked is what counts, whatever another processor makes of the
+ * The guest's vector registers are the host's, so the host's XSAVEC or XSAVE writes the image, but for its x87 component, which is
+ * absent as it is initial, or written here. The other way the image is checked first, and what was checked is what counts, whatever another processor makes of the
  * memory meanwhile: XRSTOR on it could fault. The registers are loaded one by one, which cannot.
  *
  * Compiled without vector instructions, so that what stands here is all that touches them.
  *
- * Source: Intel SDM vol. 1 §13.4.3 (compacted format), §13.8 (XRSTOR), §13.10 (XSAVEC); vol. 2 "XSAVEC", "XRSTOR".
+ * Source: Intel SDM vol. 1 §13.4.1 (legacy region), §13.4.3 (compacted format), §13.7 (XSAVE), §13.8 (XRSTOR), §13.10 (XSAVEC); vol. 2 "XSAVEC", "XRSTOR".
  */
 #include "cpu/x86/fpu.h"
 #include "cpu/x86/simd.h"
@@ -20,7 +20,7 @@
 #define ALIGNMENT 64u
 
 /* What is in the image, in words. */
-enum { WORD_MXCSR = 24 / 8, WORD_XMM = 160 / 8, WORD_BV = FPU_XSAVE_HEADER / 8, WORD_AVX = FPU_XSAVE_AVX / 8 };
+enum { WORD_MXCSR = 24 / 8, WORD_ST = 32 / 8, WORD_XMM = 160 / 8, WORD_BV = FPU_XSAVE_HEADER / 8, WORD_AVX = FPU_XSAVE_AVX / 8 };
 
 static bool x87_initial(const struct x86_fpu *fpu)
 {
@@ -101,20 +101,52 @@ enum fast_result fast_xsavec(struct x86_cpu *cpu, const struct insn *i)
         return FAST_NEXT;
 }
 
+/* XSAVE writes the initial values as well; whether they are that says XSTATE_BV. */
+enum fast_result fast_xsave(struct x86_cpu *cpu, const struct insn *i)
+{
+        uint64_t *image = image_at(cpu, i, true);
+
+        if (!image || !cpu->jit.x87_out || !x87_initial(&cpu->s.fpu))
+                return FAST_NO;
+        __asm__ volatile("xsave64 (%0)" ::"r"(image), "a"(FPU_XCR0_SSE | FPU_XCR0_AVX), "d"(0) : "memory");
+        image[0] = FPU_FCW_DEFAULT;
+        image[1] = image[2] = 0;
+        ((uint32_t *)&image[WORD_MXCSR])[1] = MXCSR_VALID;
+        for (unsigned n = WORD_ST; n < WORD_XMM; n++)
+                image[n] = 0;
+        image[WORD_BV] &= ~(uint64_t)FPU_XCR0_X87;
+        return FAST_NEXT;
+}
+
+static uint64_t word(const uint64_t *image, unsigned n)
+{
+        return __atomic_load_n(&image[n], __ATOMIC_RELAXED);
+}
+
+/* Of 80 bits of each register. */
+static bool image_x87_initial(const uint64_t *image)
+{
+        uint64_t used = (word(image, 0) ^ FPU_FCW_DEFAULT) | word(image, 1) | word(image, 2);
+
+        for (unsigned n = WORD_ST; n < WORD_XMM; n += 2)
+                used |= word(image, n) | (word(image, n + 1) & 0xffff);
+        return !used;
+}
+
 /* Before the first register changes: what may be wrong with the image. The rest of the header is reserved. */
 static bool image_plain(const uint64_t *image, uint64_t *present, uint32_t *mxcsr)
 {
-        uint64_t rest = 0;
+        uint64_t rest = 0, format = word(image, WORD_BV + 1);
 
-        *present = __atomic_load_n(&image[WORD_BV], __ATOMIC_RELAXED);
+        *present = word(image, WORD_BV);
         *mxcsr = MXCSR_DEFAULT;
         for (unsigned n = 2; n < 8; n++)
-                rest |= __atomic_load_n(&image[WORD_BV + n], __ATOMIC_RELAXED);
-        if (rest || *present & ~(uint64_t)(FPU_XCR0_SSE | FPU_XCR0_AVX) ||
-            __atomic_load_n(&image[WORD_BV + 1], __ATOMIC_RELAXED) != (COMPACTED | ALL))
+                rest |= word(image, WORD_BV + n);
+        if (rest || *present & ~(uint64_t)ALL || (format && format != (COMPACTED | ALL)) ||
+            (*present & FPU_XCR0_X87 && !image_x87_initial(image)))
                 return false;
-        if (*present & FPU_XCR0_SSE)
-                *mxcsr = (uint32_t)__atomic_load_n(&image[WORD_MXCSR], __ATOMIC_RELAXED);
+        if (*present & FPU_XCR0_SSE || !format)
+                *mxcsr = (uint32_t)word(image, WORD_MXCSR);
         return !(*mxcsr & ~MXCSR_VALID);
 }
 

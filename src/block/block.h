@@ -137,6 +137,14 @@ struct block_check {
         uint64_t end_bytes;                        /* of what the image uses of its file */
 };
 
+/* States of the disk that the image itself keeps. Blocking; nothing is in flight. A snapshot is named by its id or its name. */
+struct block_snapshot_ops {
+        int (*list)(struct block *block, json_t *into, struct err *err); /* appends objects: id, name, date_s, size_bytes, … */
+        int (*create)(struct block *block, const char *name, struct err *err);
+        int (*apply)(struct block *block, const char *which, struct err *err);
+        int (*delete)(struct block *block, const char *which, struct err *err);
+};
+
 struct block_driver {
         const char *name; /* "qcow2" */
         const char *text; /* one line for help */
@@ -166,6 +174,7 @@ struct block_driver {
         const struct block_option_about *options;
         /* Nobody else uses it, and it was opened for that: BLOCK_OPEN_REPAIR. NULL: there is nothing to check. */
         int (*check)(struct block *block, struct block_check *check, struct err *err);
+        const struct block_snapshot_ops *snapshots; /* NULL: the format has none */
         /* Adds what there is to say of it, for `virta disk info`. */
         int (*describe)(struct block *block, json_t *into);
 };

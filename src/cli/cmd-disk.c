@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "base/text.h"
@@ -485,6 +486,163 @@ static int map_run(void *into)
 }
 
 const struct cli_command cli_disk_map = { .table = &disk_map_table, .args_size = sizeof(struct image_args), .run = map_run };
+
+/* ---- resize, snapshot ---- */
+
+struct resize_args {
+        const char *path, *format;
+        uint64_t size_bytes;
+        bool shrink;
+};
+
+#define RESIZE(field) offsetof(struct resize_args, field)
+
+static const struct opt resize_options[] = {
+        { "format", "FORMAT", "of the image; without it, what its suffix says", OPT_TEXT, RESIZE(format) },
+        { "shrink", NULL, "let the disk become smaller: what lies behind its new end is lost", OPT_FLAG, RESIZE(shrink) },
+        { 0 },
+};
+
+static const struct opt resize_operands[] = {
+        { NULL, "FILE", "the image", OPT_TEXT, RESIZE(path), .required = true, .complete = OPT_COMPLETE_FILE },
+        { NULL, "SIZE", "of the disk from now on", OPT_SIZE, RESIZE(size_bytes), .required = true },
+        { 0 },
+};
+
+const struct opt_command disk_resize_table = {
+        .name = "disk resize",
+        .summary = "make a disk larger or smaller",
+        .description = "Changes the size of a disk that is not in use. What is added reads as zeroes.",
+        .options = resize_options,
+        .operands = resize_operands,
+};
+
+static int resize_work(struct disk_session *session, void *into, struct err *err)
+{
+        struct resize_args *args = into;
+        struct block *block;
+        int r = disk_open(session, args->path, args->format, BLOCK_OPEN_ANY_BACKING, &block, err);
+
+        if (r < 0)
+                return r;
+        if (args->size_bytes < block->info.size_bytes && !args->shrink)
+                r = err_set(err, -EINVAL, "disk %s has %" PRIu64 " bytes; to make it smaller, and lose what is behind, say --shrink", args->path,
+                            block->info.size_bytes);
+        if (r == 0)
+                r = block_resize(block, args->size_bytes, err);
+        if (r == 0)
+                r = block_finish(block, err);
+        disk_close(session, block);
+        return r;
+}
+
+static int resize_run(void *into)
+{
+        return disk_command(resize_work, into);
+}
+
+const struct cli_command cli_disk_resize = { .table = &disk_resize_table, .args_size = sizeof(struct resize_args), .run = resize_run };
+
+enum snapshot_action { SNAPSHOT_LIST, SNAPSHOT_CREATE, SNAPSHOT_APPLY, SNAPSHOT_DELETE };
+static const char *const snapshot_actions[] = { "list", "create", "apply", "delete", NULL };
+
+struct snapshot_args {
+        const char *path, *format, *name;
+        int action;
+        bool json;
+};
+
+#define SNAPSHOT(field) offsetof(struct snapshot_args, field)
+
+static const struct opt snapshot_options[] = {
+        { "format", "FORMAT", "of the image; without it, what its suffix says", OPT_TEXT, SNAPSHOT(format) },
+        { "json", NULL, "list: print JSON", OPT_FLAG, SNAPSHOT(json) },
+        { 0 },
+};
+
+static const struct opt snapshot_operands[] = {
+        { NULL, "ACTION", "list, create, apply or delete", OPT_CHOICE, SNAPSHOT(action), .required = true, .choices = snapshot_actions },
+        { NULL, "FILE", "the image", OPT_TEXT, SNAPSHOT(path), .required = true, .complete = OPT_COMPLETE_FILE },
+        { NULL, "NAME", "of the snapshot, or its id", OPT_TEXT, SNAPSHOT(name) },
+        { 0 },
+};
+
+const struct opt_command disk_snapshot_table = {
+        .name = "disk snapshot",
+        .summary = "states of a disk that its image keeps",
+        .description = "Lists the snapshots in an image, makes one, goes back to one (what the disk has now is lost, the snapshot stays), or deletes one. "
+                       "The image must not be in use.",
+        .options = snapshot_options,
+        .operands = snapshot_operands,
+};
+
+static void print_snapshots(const json_t *list)
+{
+        size_t n;
+        json_t *about;
+
+        printf("%-4s %-20s %-16s %s\n", "id", "made", "size", "name");
+        json_array_foreach((json_t *)list, n, about)
+        {
+                time_t made = (time_t)json_integer_value(json_object_get(about, "date_s"));
+                char when[32], size[SIZE_TEXT_MAX], name[1024], id[64];
+                struct tm tm;
+
+                if (!localtime_r(&made, &tm) || !strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &tm))
+                        snprintf(when, sizeof(when), "?");
+                text_escape(json_string_value(json_object_get(about, "name")), json_string_length(json_object_get(about, "name")), name, sizeof(name));
+                text_escape(json_string_value(json_object_get(about, "id")), json_string_length(json_object_get(about, "id")), id, sizeof(id));
+                printf("%-4s %-20s %-16s %s\n", id, when, size_about((uint64_t)json_integer_value(json_object_get(about, "size_bytes")), size), name);
+        }
+}
+
+static int list_snapshots(struct block *block, bool json, struct err *err)
+{
+        json_t *list = json_array();
+        int r = list ? block->driver->snapshots->list(block, list, err) : err_nomem(err);
+
+        if (r == 0 && json)
+                r = json_write(list, STDOUT_FILENO, err);
+        else if (r == 0)
+                print_snapshots(list);
+        json_decref(list);
+        return r;
+}
+
+static int snapshot_work(struct disk_session *session, void *into, struct err *err)
+{
+        struct snapshot_args *args = into;
+        const struct block_snapshot_ops *ops;
+        struct block *block;
+        int r;
+
+        if (args->action != SNAPSHOT_LIST && !args->name)
+                return err_set(err, -EINVAL, "NAME is missing: of the snapshot");
+        r = disk_open(session, args->path, args->format,
+                      args->action == SNAPSHOT_LIST ? BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_NO_LOCK : BLOCK_OPEN_NO_BACKING, &block, err);
+        if (r < 0)
+                return r;
+        ops = block->driver->snapshots;
+        if (!ops)
+                r = err_set(err, -EOPNOTSUPP, "disk %s: a %s image keeps no snapshots", args->path, format_of(block));
+        else if (args->action == SNAPSHOT_LIST)
+                r = list_snapshots(block, args->json, err);
+        else
+                r = (args->action == SNAPSHOT_CREATE  ? ops->create
+                     : args->action == SNAPSHOT_APPLY ? ops->apply
+                                                      : ops->delete)(block, args->name, err);
+        if (r == 0 && args->action != SNAPSHOT_LIST)
+                r = block_finish(block, err);
+        disk_close(session, block);
+        return r;
+}
+
+static int snapshot_run(void *into)
+{
+        return disk_command(snapshot_work, into);
+}
+
+const struct cli_command cli_disk_snapshot = { .table = &disk_snapshot_table, .args_size = sizeof(struct snapshot_args), .run = snapshot_run };
 
 /* ---- convert, compare: two images ---- */
 

@@ -585,4 +585,6 @@ const struct block_driver block_qcow2 = {
         .submit = qcow2_submit,
         .status = qcow2_status,
         .describe = qcow2_describe,
+        .resize = qcow2_resize,
+        .snapshots = &qcow2_snapshots,
 };

@@ -7,6 +7,8 @@
  *   map.c        from places of the guest to places of the file: L1, L2
  *   data.c       requests: reading, writing, zeroes, discarding, flushing
  *   compress.c   compressed clusters
+ *   snapshot.c   internal snapshots
+ *   resize.c     another size
  *   check.c      finds out what counts should be, and mends them
  *   create.c     new images
  *
@@ -301,6 +303,11 @@ void qcow2_packed_place(const struct qcow2 *q, uint64_t entry, uint64_t *offset,
 
 extern const struct block_option_about qcow2_options[];
 int qcow2_create(struct block *file, const struct block_creation *creation, struct err *err);
+
+/* ---- snapshot.c, resize.c; blocking, nothing in flight ---- */
+
+extern const struct block_snapshot_ops qcow2_snapshots;
+int qcow2_resize(struct block *block, uint64_t size_bytes, struct err *err);
 
 /* ---- check.c; blocking ---- */
 

@@ -13,11 +13,13 @@
 #include <sys/wait.h>
 
 #include "base/fiber.h"
+#include "base/log.h"
 #include "block/block.h"
 
 #define KIB UINT64_C(1024)
 #define MIB (UINT64_C(1) << 20)
 #define DEPTH 12
+#define SNAPSHOTS 3
 
 struct fixture {
         uv_loop_t loop;
@@ -27,6 +29,8 @@ struct fixture {
         uint64_t size_bytes, seed;
         const struct block_option *option;
         unsigned options;
+        uint8_t *kept[SNAPSHOTS]; /* what the snapshots have; NULL: there is none */
+        bool no_snapshots;        /* counts are too narrow */
         bool backing, plain_units; /* plain_units: requests are of whole sectors */
         unsigned flags;
 };
@@ -81,6 +85,8 @@ static int teardown(void **state)
         unlink(f->base);
         unlink(f->model_path);
         rmdir(f->dir);
+        for (unsigned n = 0; n < SNAPSHOTS; n++)
+                free(f->kept[n]);
         free(f->model);
         free(f->seen);
         free(f);
@@ -305,6 +311,37 @@ static void random_discards(struct fixture *f, unsigned count)
         }
 }
 
+/* Makes, goes back to or deletes one. */
+static void random_snapshot(struct fixture *f)
+{
+        const struct block_snapshot_ops *ops = f->disk->driver->snapshots;
+        unsigned n = random_of(f, SNAPSHOTS);
+        struct err err = ERR_INIT;
+        char name[16];
+        int r;
+
+        snprintf(name, sizeof(name), "state %u", n);
+        if (!f->kept[n]) {
+                r = ops->create(f->disk, name, &err);
+                if (r < 0 && !f->no_snapshots)
+                        fail_msg("%s", err.text);
+                assert_int_equal(r, f->no_snapshots ? -ERANGE : 0);
+                if (f->no_snapshots)
+                        return;
+                f->kept[n] = malloc(f->size_bytes);
+                memcpy(f->kept[n], f->model, f->size_bytes);
+        } else if (random_of(f, 2)) {
+                if (ops->apply(f->disk, name, &err) < 0)
+                        fail_msg("%s", err.text);
+                memcpy(f->model, f->kept[n], f->size_bytes);
+        } else {
+                if (ops->delete(f->disk, name, &err) < 0)
+                        fail_msg("%s", err.text);
+                free(f->kept[n]);
+                f->kept[n] = NULL;
+        }
+}
+
 static void random_life(struct fixture *f, uint64_t size_bytes, unsigned rounds)
 {
         f->size_bytes = size_bytes;
@@ -316,8 +353,12 @@ static void random_life(struct fixture *f, uint64_t size_bytes, unsigned rounds)
                 compare_all(f);
                 random_requests(f, 400);
                 random_discards(f, 20);
+                random_snapshot(f);
                 random_requests(f, 200);
                 compare_all(f);
+                random_snapshot(f);
+                random_requests(f, 100);
+                random_snapshot(f);
                 if (!finish)
                         assert_int_equal(block_flush(f->disk), 0);
                 close_image(f, finish);
@@ -358,6 +399,7 @@ static void random_backing(void **state)
                 struct fixture *f = *state;                                                           \
                                                                                                       \
                 f->seed = number;                                                                     \
+                f->no_snapshots = number == 8;                                                        \
                 f->backing = behind;                                                                  \
                 f->option = option;                                                                   \
                 f->options = ARRAY_SIZE(option);                                                      \
@@ -375,6 +417,7 @@ RANDOM_WITH(random_small_subclusters, 11, false, 8 * MIB, { "extended_l2", "on" 
 
 int main(void)
 {
+        log_init("test-qcow2", LOG_INFO);
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
                 CASE(random_plain), CASE(random_threads), CASE(random_backing), CASE(random_tiny_clusters), CASE(random_tiny_backing),

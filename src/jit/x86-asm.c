@@ -94,22 +94,23 @@ static unsigned extension_bits(const struct asm_insn *i)
         return bits;
 }
 
-static void emit_vex(struct x86_asm *a, const struct asm_insn *i)
+static uint8_t *put_vex(uint8_t *to, const struct asm_insn *i)
 {
         unsigned rxb = extension_bits(i);
         uint8_t last = (uint8_t)((~i->vvvv & 15) << 3 | i->vex_l << 2 | i->vex_pp);
 
         if (!(rxb & 3) && !i->w && i->map == ASM_MAP_0F) {
-                asm_byte(a, 0xc5);
-                asm_byte(a, (uint8_t)((rxb & 4 ? 0 : 0x80) | last));
-                return;
+                *to++ = 0xc5;
+                *to++ = (uint8_t)((rxb & 4 ? 0 : 0x80) | last);
+                return to;
         }
-        asm_byte(a, 0xc4);
-        asm_byte(a, (uint8_t)((~rxb & 7) << 5 | i->map));
-        asm_byte(a, (uint8_t)(i->w << 7 | last));
+        *to++ = 0xc4;
+        *to++ = (uint8_t)((~rxb & 7) << 5 | i->map);
+        *to++ = (uint8_t)(i->w << 7 | last);
+        return to;
 }
 
-static void emit_memory(struct x86_asm *a, unsigned reg, const struct asm_mem *mem)
+static uint8_t *put_memory(uint8_t *to, unsigned reg, const struct asm_mem *mem)
 {
         unsigned field = (reg & 7) << 3, base = mem->base & 7;
         bool sib = mem->base == ASM_NONE || mem->index != ASM_NONE || base == ASM_RSP;
@@ -117,49 +118,58 @@ static void emit_memory(struct x86_asm *a, unsigned reg, const struct asm_mem *m
 
         if (mem->base == ASM_NONE) /* a SIB byte without base, so that it is not relative to RIP */
                 mod = 0;
-        asm_byte(a, (uint8_t)(mod << 6 | field | (sib ? 4 : base)));
+        *to++ = (uint8_t)(mod << 6 | field | (sib ? 4 : base));
         if (sib) {
                 unsigned index = mem->index == ASM_NONE ? 4 : mem->index & 7u;
 
-                asm_byte(a, (uint8_t)(__builtin_ctz(mem->scale ? mem->scale : 1) << 6 | index << 3 |
-                                      (mem->base == ASM_NONE ? 5 : base)));
+                *to++ = (uint8_t)(__builtin_ctz(mem->scale ? mem->scale : 1) << 6 | index << 3 | (mem->base == ASM_NONE ? 5 : base));
         }
-        if (mem->base == ASM_NONE || mod == 2)
-                asm_u32(a, (uint32_t)mem->disp);
-        else if (mod == 1)
-                asm_byte(a, (uint8_t)mem->disp);
+        if (mem->base == ASM_NONE || mod == 2) {
+                memcpy(to, &mem->disp, 4);
+                to += 4;
+        } else if (mod == 1) {
+                *to++ = (uint8_t)mem->disp;
+        }
+        return to;
 }
+
+#define INSN_BYTES_MAX 32 /* more than the parts can have: 5 of prefixes, 3 of VEX, 1, 2, 4, 8 */
 
 bool asm_insn(struct x86_asm *a, const struct asm_insn *i)
 {
-        unsigned rex = extension_bits(i) | (unsigned)i->w << 3;
-        size_t start = a->used;
+        unsigned rex = i->vex ? 0 : extension_bits(i) | (unsigned)i->w << 3;
+        uint8_t *to = a->buffer + a->used;
 
         if (i->no_rex && (rex || i->rex) && !i->vex)
                 return false;
+        if (a->size - a->used < INSN_BYTES_MAX) {
+                a->full = true;
+                return true;
+        }
         if (i->modrm && i->memory && i->mem.gs)
-                asm_byte(a, 0x65);
-        asm_bytes(a, i->prefix, i->prefixes);
+                *to++ = 0x65;
+        for (unsigned n = 0; n < i->prefixes; n++)
+                *to++ = i->prefix[n];
         if (i->vex) {
-                emit_vex(a, i);
+                to = put_vex(to, i);
         } else {
                 if (rex || i->rex)
-                        asm_byte(a, (uint8_t)(0x40 | rex));
+                        *to++ = (uint8_t)(0x40 | rex);
                 if (i->map != ASM_MAP_ONE)
-                        asm_byte(a, 0x0f);
+                        *to++ = 0x0f;
                 if (i->map >= ASM_MAP_0F38)
-                        asm_byte(a, i->map == ASM_MAP_0F38 ? 0x38 : 0x3a);
+                        *to++ = i->map == ASM_MAP_0F38 ? 0x38 : 0x3a;
         }
-        asm_byte(a, i->opcode_reg ? (uint8_t)((i->opcode & ~7) | (i->rm & 7)) : i->opcode);
+        *to++ = i->opcode_reg ? (uint8_t)((i->opcode & ~7) | (i->rm & 7)) : i->opcode;
         if (i->modrm) {
                 if (i->memory)
-                        emit_memory(a, i->reg, &i->mem);
+                        to = put_memory(to, i->reg, &i->mem);
                 else
-                        asm_byte(a, (uint8_t)(0xc0 | (i->reg & 7) << 3 | (i->rm & 7)));
+                        *to++ = (uint8_t)(0xc0 | (i->reg & 7) << 3 | (i->rm & 7));
         }
-        asm_bytes(a, i->imm, i->imm_size);
-        if (a->full)
-                a->used = start;
+        for (unsigned n = 0; n < i->imm_size; n++)
+                *to++ = i->imm[n];
+        a->used = (size_t)(to - a->buffer);
         return true;
 }
 

@@ -54,11 +54,42 @@ static bool count_is_nonzero(const struct tinsn *i)
         return count->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && count->imm.value.u & (i->insn.opsize == 8 ? 63 : 31);
 }
 
+static uint8_t register_at(const ZydisDecodedOperand *o)
+{
+        ZydisRegister reg = o->reg.value;
+        unsigned guest = reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B ? reg - ZYDIS_REGISTER_SPL + 4u
+                         : reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_BL ? (unsigned)(reg - ZYDIS_REGISTER_AL)
+                                                                                : (unsigned)ZydisRegisterGetId(reg);
+
+        return (uint8_t)(guest * 8);
+}
+
+/* General registers that it writes. */
+static uint16_t registers_written(const struct tinsn *i)
+{
+        unsigned mask = 0;
+
+        for (unsigned n = 0; n < i->z.operand_count; n++) {
+                const ZydisDecodedOperand *o = &i->operand[n];
+                ZydisRegister reg = o->reg.value;
+
+                if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) || reg < ZYDIS_REGISTER_AL ||
+                    reg > ZYDIS_REGISTER_R15)
+                        continue;
+                if (reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH)
+                        mask |= 1u << (reg - ZYDIS_REGISTER_AH);
+                else
+                        mask |= 1u << register_at(o) / 8;
+        }
+        return (uint16_t)mask;
+}
+
 void flags_classify(struct tinsn *i)
 {
         const ZydisAccessedFlags *f = i->z.cpu_flags;
         uint32_t defined, all;
 
+        i->written = registers_written(i);
         if (!f) {
                 set_flags(i, 0, 0, 0);
                 return;
@@ -166,31 +197,6 @@ static bool recipe_of(const struct tinsn *i, struct tflags_recipe *r)
         return recipe_binary(i, r);
 }
 
-bool flags_guest_written(const struct tinsn *i, unsigned guest)
-{
-        for (unsigned n = 0; n < i->z.operand_count; n++) {
-                const ZydisDecodedOperand *o = &i->operand[n];
-                ZyanI8 id;
-
-                if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
-                        continue;
-                switch (ZydisRegisterGetClass(o->reg.value)) {
-                case ZYDIS_REGCLASS_GPR8:
-                        id = (ZyanI8)(o->reg.value >= ZYDIS_REGISTER_SPL ? o->reg.value - ZYDIS_REGISTER_SPL + 4
-                                      : o->reg.value >= ZYDIS_REGISTER_AH ? o->reg.value - ZYDIS_REGISTER_AH
-                                                                          : o->reg.value - ZYDIS_REGISTER_AL);
-                        break;
-                case ZYDIS_REGCLASS_GPR16:
-                case ZYDIS_REGCLASS_GPR32:
-                case ZYDIS_REGCLASS_GPR64: id = ZydisRegisterGetId(o->reg.value); break;
-                default: continue;
-                }
-                if ((unsigned)id == guest)
-                        return true;
-        }
-        return false;
-}
-
 static bool recipe_clobbered(const struct translation *t, const struct tinsn *i)
 {
         return flags_guest_written(i, t->recipe.a / 8) || (t->recipe.b != NO_REGISTER && flags_guest_written(i, t->recipe.b / 8));
@@ -282,16 +288,6 @@ static bool in_register(uint8_t at)
         return at != NO_REGISTER && !is_slot(at) && treg_of(at / 8) != TREG_NONE;
 }
 
-static uint8_t register_at(const ZydisDecodedOperand *o)
-{
-        ZydisRegister reg = o->reg.value;
-        unsigned guest = reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B ? reg - ZYDIS_REGISTER_SPL + 4u
-                         : reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_BL ? (unsigned)(reg - ZYDIS_REGISTER_AL)
-                                                                                : (unsigned)ZydisRegisterGetId(reg);
-
-        return (uint8_t)(guest * 8);
-}
-
 /*
  * Before a shift by a constant, or an addition of a register to itself: its operand goes to a slot, and makes a recipe for the flags that
  * i leaves behind. Takes no register.
@@ -381,9 +377,8 @@ void flags_before(struct translation *t, const struct tinsn *i)
                 return;
         if (moves_by_constant(i, t->recipe.a) && t->recipe.b != t->recipe.a && t->recipe.size_bytes == 8)
                 return;
-        for (unsigned guest = 0; guest < 16; guest++)
-                if (flags_guest_written(i, guest))
-                        rescue(t, i, guest);
+        for (unsigned mask = i->written; mask; mask &= mask - 1)
+                rescue(t, i, (unsigned)__builtin_ctz(mask));
 }
 
 void flags_register_changes(struct translation *t, const struct tinsn *i, unsigned guest)
@@ -569,16 +564,6 @@ void flags_to_host(struct translation *t)
 
 /* ---- from block to block ---- */
 
-static uint16_t registers_written(const struct tinsn *i)
-{
-        uint16_t mask = 0;
-
-        for (unsigned guest = 0; guest < 16; guest++)
-                if (flags_guest_written(i, guest))
-                        mask |= (uint16_t)(1u << guest);
-        return mask;
-}
-
 /*
  * While the flags that the block was entered with count, sites find them in jit.flags, which may name a recipe of the block before: no
  * instruction then may want them in the host's flags, and the recipe's registers must not change before the last of these sites.
@@ -608,7 +593,7 @@ void flags_plan_entry(struct translation *t)
                 }
                 if (i->changes)
                         return;
-                changed |= registers_written(i);
+                changed |= i->written;
         }
         /* They go on to who knows where. */
         t->block->entry = TENTRY_FAULTS;

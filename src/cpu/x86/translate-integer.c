@@ -82,12 +82,9 @@ static bool host_has(const struct tinsn *i)
 static bool operands_general(const struct tinsn *i)
 {
         for (unsigned n = 0; n < i->z.operand_count_visible; n++) {
-                ZydisRegisterClass class;
+                ZydisRegister reg = i->operand[n].reg.value;
 
-                if (i->operand[n].type != ZYDIS_OPERAND_TYPE_REGISTER)
-                        continue;
-                class = ZydisRegisterGetClass(i->operand[n].reg.value);
-                if (class < ZYDIS_REGCLASS_GPR8 || class > ZYDIS_REGCLASS_GPR64)
+                if (i->operand[n].type == ZYDIS_OPERAND_TYPE_REGISTER && (reg < ZYDIS_REGISTER_AL || reg > ZYDIS_REGISTER_R15))
                         return false;
         }
         return true;

@@ -16,31 +16,11 @@
  */
 #include "cpu/x86/translate.h"
 
-enum field { FIELD_REG, FIELD_RM, FIELD_VVVV, FIELDS };
-
-/* What becomes of one operand that is a general register. */
-struct placed {
-        uint8_t guest, host;
-        bool used, slot;      /* slot: the rm operand is gs:[its slot] */
-        bool load, store;     /* host is a scratch register */
-};
-
-struct plan {
-        struct asm_insn insn;
-        struct placed field[FIELDS];
-        bool count;           /* RCX is wanted as an implicit operand */
-        bool fold;            /* the memory operand becomes [rbp] */
-        bool memory, write;
-        unsigned size_bytes;  /* of the memory operand */
-};
-
 /* ---- what the operands are ---- */
 
 static bool is_general(const ZydisDecodedOperand *o)
 {
-        ZydisRegisterClass class = ZydisRegisterGetClass(o->reg.value);
-
-        return class >= ZYDIS_REGCLASS_GPR8 && class <= ZYDIS_REGCLASS_GPR64;
+        return o->reg.value >= ZYDIS_REGISTER_AL && o->reg.value <= ZYDIS_REGISTER_R15;
 }
 
 static bool is_high_byte(ZydisRegister reg)
@@ -135,7 +115,7 @@ static unsigned immediate_bytes(const struct tinsn *i)
         return z->length - z->raw.modrm.offset - 1u;
 }
 
-static bool take_encoding(struct asm_insn *out, const struct tinsn *i, const uint8_t *bytes)
+static bool take_encoding(struct asm_insn *out, const struct tinsn *i)
 {
         const ZydisDecodedInstruction *z = &i->z;
         unsigned r, b;
@@ -168,11 +148,7 @@ static bool take_encoding(struct asm_insn *out, const struct tinsn *i, const uin
         out->reg = (uint8_t)(z->raw.modrm.reg | r << 3);
         out->rm = (uint8_t)(z->raw.modrm.rm | b << 3);
         out->imm_size = (uint8_t)immediate_bytes(i);
-        if (out->imm_size > sizeof(out->imm))
-                return false;
-        if (bytes)
-                memcpy(out->imm, bytes + z->length - out->imm_size, out->imm_size);
-        return true;
+        return out->imm_size <= sizeof(out->imm);
 }
 
 /* ---- placing ---- */
@@ -180,16 +156,16 @@ static bool take_encoding(struct asm_insn *out, const struct tinsn *i, const uin
 static int field_of(const ZydisDecodedOperand *o)
 {
         switch (o->encoding) {
-        case ZYDIS_OPERAND_ENCODING_MODRM_REG: return FIELD_REG;
+        case ZYDIS_OPERAND_ENCODING_MODRM_REG: return TFIELD_REG;
         case ZYDIS_OPERAND_ENCODING_MODRM_RM:
-        case ZYDIS_OPERAND_ENCODING_OPCODE: return FIELD_RM;
-        case ZYDIS_OPERAND_ENCODING_NDSNDD: return FIELD_VVVV;
+        case ZYDIS_OPERAND_ENCODING_OPCODE: return TFIELD_RM;
+        case ZYDIS_OPERAND_ENCODING_NDSNDD: return TFIELD_VVVV;
         default: return -1;
         }
 }
 
 /* A register that the encoding does not name. */
-static bool place_implicit(struct plan *p, const ZydisDecodedOperand *o)
+static bool place_implicit(struct trewrite *p, const ZydisDecodedOperand *o)
 {
         unsigned guest = guest_of(o->reg.value);
 
@@ -200,18 +176,18 @@ static bool place_implicit(struct plan *p, const ZydisDecodedOperand *o)
         return treg_of(guest) == guest;
 }
 
-static void set_field(struct plan *p, int field, uint8_t host)
+static void set_field(struct trewrite *p, int field, uint8_t host)
 {
-        if (field == FIELD_REG)
+        if (field == TFIELD_REG)
                 p->insn.reg = host;
-        else if (field == FIELD_VVVV)
+        else if (field == TFIELD_VVVV)
                 p->insn.vvvv = host;
         else
                 p->insn.rm = host;
 }
 
 /* The scratch registers that nothing has taken yet, as a mask. */
-static unsigned scratch_free(const struct plan *p)
+static unsigned scratch_free(const struct trewrite *p)
 {
         unsigned mask = 1u << TREG_SCRATCH | 1u << TREG_ADDRESS;
 
@@ -219,19 +195,19 @@ static unsigned scratch_free(const struct plan *p)
                 mask &= ~(1u << TREG_ADDRESS);
         if (p->count)
                 mask &= ~(1u << TREG_SCRATCH);
-        for (unsigned n = 0; n < FIELDS; n++)
+        for (unsigned n = 0; n < TFIELDS; n++)
                 if (p->field[n].load || p->field[n].store)
                         mask &= ~(1u << p->field[n].host);
         return mask;
 }
 
 /* Into a scratch register; a register that has one already (ADD R10, R10) shares it. */
-static bool place_scratch(struct plan *p, struct placed *at, bool load, bool store)
+static bool place_scratch(struct trewrite *p, struct tplaced *at, bool load, bool store)
 {
         unsigned mask = scratch_free(p);
 
-        for (unsigned n = 0; n < FIELDS; n++) {
-                struct placed *other = &p->field[n];
+        for (unsigned n = 0; n < TFIELDS; n++) {
+                struct tplaced *other = &p->field[n];
 
                 if (other == at || other->guest != at->guest || !(other->load || other->store))
                         continue;
@@ -262,14 +238,14 @@ static bool has_high_byte(const struct tinsn *i)
         return false;
 }
 
-static bool place_register(struct plan *p, const struct tinsn *i, const ZydisDecodedOperand *o, bool high)
+static bool place_register(struct trewrite *p, const struct tinsn *i, const ZydisDecodedOperand *o, bool high)
 {
         int field = field_of(o);
         unsigned guest = guest_of(o->reg.value);
         bool write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE, load = keeps_old_value(i, o);
-        struct placed *at = &p->field[field];
+        struct tplaced *at = &p->field[field];
 
-        *at = (struct placed){ .used = true, .guest = (uint8_t)guest, .host = treg_of(guest) };
+        *at = (struct tplaced){ .used = true, .guest = (uint8_t)guest, .host = treg_of(guest) };
         if (high && (is_high_byte(o->reg.value) ? guest == X86_RCX : at->host >= 8)) {
                 if (!place_scratch(p, at, load, write))
                         return false;
@@ -277,7 +253,7 @@ static bool place_register(struct plan *p, const struct tinsn *i, const ZydisDec
                 if (o->size == 8 && at->host != TREG_SCRATCH)
                         return false;
         } else if (at->host == TREG_NONE) {
-                if (field == FIELD_RM && slot_possible(i, o)) {
+                if (field == TFIELD_RM && slot_possible(i, o)) {
                         at->slot = true;
                         p->insn.memory = true;
                         p->insn.mem = guest_slot(guest);
@@ -292,7 +268,7 @@ static bool place_register(struct plan *p, const struct tinsn *i, const ZydisDec
         return true;
 }
 
-static bool place_all(struct plan *p, const struct tinsn *i)
+static bool place_all(struct trewrite *p, const struct tinsn *i)
 {
         bool high = has_high_byte(i);
 
@@ -330,17 +306,17 @@ static bool place_all(struct plan *p, const struct tinsn *i)
 }
 
 /* The opcodes with a register in them have no ModRM byte. */
-static void use_opcode_register(struct plan *p, const struct tinsn *i)
+static void use_opcode_register(struct trewrite *p, const struct tinsn *i)
 {
         for (unsigned n = 0; n < i->z.operand_count; n++)
                 if (i->operand[n].encoding == ZYDIS_OPERAND_ENCODING_OPCODE && i->operand[n].type == ZYDIS_OPERAND_TYPE_REGISTER)
                         p->insn.opcode_reg = true;
 }
 
-static bool make_plan(struct plan *p, const struct tinsn *i, const uint8_t *bytes)
+static bool make_plan(struct trewrite *p, const struct tinsn *i)
 {
-        *p = (struct plan){ 0 };
-        if (!take_encoding(&p->insn, i, bytes) || !place_all(p, i))
+        *p = (struct trewrite){ 0 };
+        if (!take_encoding(&p->insn, i) || !place_all(p, i))
                 return false;
         use_opcode_register(p, i);
         if (p->memory)
@@ -349,35 +325,33 @@ static bool make_plan(struct plan *p, const struct tinsn *i, const uint8_t *byte
 }
 
 /* NOP's operand is no access. Bit numbers in registers reach beyond the operand. */
-bool rewrite_possible(const struct tinsn *i)
+bool rewrite_possible(struct tinsn *i)
 {
-        struct plan plan;
-
         if (i->insn.flags & INSN_MEMORY && memory_differs(i) && i->z.mnemonic != ZYDIS_MNEMONIC_XCHG)
                 return false;
-        return make_plan(&plan, i, NULL);
+        return make_plan(&i->rewrite, i);
 }
 
 bool rewrite_keeps_address(const struct tinsn *i)
 {
-        struct plan plan;
+        const struct trewrite *p = &i->rewrite;
 
-        if (!make_plan(&plan, i, NULL) || plan.memory)
+        if (p->memory)
                 return false;
-        for (unsigned n = 0; n < FIELDS; n++)
-                if ((plan.field[n].load || plan.field[n].store) && plan.field[n].host == TREG_ADDRESS)
+        for (unsigned n = 0; n < TFIELDS; n++)
+                if ((p->field[n].load || p->field[n].store) && p->field[n].host == TREG_ADDRESS)
                         return false;
         return true;
 }
 
 /* ---- emission ---- */
 
-static void load_scratch(struct translation *t, const struct plan *p)
+static void load_scratch(struct translation *t, const struct trewrite *p)
 {
         if (p->count)
                 asm_mov(t->a, 8, TREG_SCRATCH, treg_of(X86_RCX));
-        for (unsigned n = 0; n < FIELDS; n++) {
-                const struct placed *at = &p->field[n];
+        for (unsigned n = 0; n < TFIELDS; n++) {
+                const struct tplaced *at = &p->field[n];
 
                 if (!at->load)
                         continue;
@@ -388,15 +362,15 @@ static void load_scratch(struct translation *t, const struct plan *p)
         }
 }
 
-static void store_scratch(struct translation *t, const struct plan *p)
+static void store_scratch(struct translation *t, const struct trewrite *p)
 {
-        for (unsigned n = 0; n < FIELDS; n++)
+        for (unsigned n = 0; n < TFIELDS; n++)
                 if (p->field[n].store)
                         guest_store(t, p->field[n].guest, p->field[n].host);
 }
 
 /* A comparison with memory, and the like: its operand is loaded first, so that it is still known when the flags are wanted. */
-static void memory_to_register(struct translation *t, const struct tinsn *i, struct plan *p)
+static void memory_to_register(struct translation *t, const struct tinsn *i, struct trewrite *p)
 {
         unsigned slot;
 
@@ -417,11 +391,10 @@ void emit_rewritten(struct translation *t, struct tinsn *i)
         bool locked = i->insn.flags & INSN_LOCK || i->z.mnemonic == ZYDIS_MNEMONIC_XCHG ||
                       i->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B, wanted;
         struct tsite *site = NULL, *aligned = NULL;
-        struct plan plan;
+        struct trewrite plan = i->rewrite;
         uint32_t number;
 
-        if (!make_plan(&plan, i, bytes))
-                abort(); /* it was possible when the block was lifted */
+        memcpy(plan.insn.imm, bytes + i->insn.length - plan.insn.imm_size, plan.insn.imm_size);
         if (plan.memory)
                 site = memory_look_up(t, i, plan.size_bytes, plan.write);
         if (plan.memory && locked && plan.size_bytes > 1)

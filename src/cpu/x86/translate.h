@@ -22,14 +22,35 @@ typedef void (*temit_fn)(struct translation *t, struct tinsn *i);
 enum tx87 { TX87_NO, TX87_SILENT, TX87_COUNTS };
 enum taccess { TACCESS_NONE, TACCESS_OPERAND, TACCESS_PUSH, TACCESS_POP };
 
+/* An instruction as the host executes it (translate-rewrite.c). */
+enum tfield { TFIELD_REG, TFIELD_RM, TFIELD_VVVV, TFIELDS };
+
+/* What becomes of one operand that is a general register. */
+struct tplaced {
+        uint8_t guest, host;
+        bool used, slot;      /* slot: the rm operand is gs:[its slot] */
+        bool load, store;     /* host is a scratch register */
+};
+
+struct trewrite {
+        struct asm_insn insn;
+        struct tplaced field[TFIELDS];
+        bool count;           /* RCX is wanted as an implicit operand */
+        bool fold;            /* the memory operand becomes [rbp] */
+        bool memory, write;
+        unsigned size_bytes;  /* of the memory operand */
+};
+
 struct tinsn {
         struct insn insn;
         ZydisDecodedInstruction z;
         ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+        struct trewrite rewrite; /* for emit_rewritten */
         temit_fn emit;       /* emit_handler when nobody knows better */
         uint16_t reads;      /* status flags, as EFLAGS has them */
         uint16_t writes;     /* those that it defines whatever happens */
         uint16_t changes;    /* those that it may change */
+        uint16_t written;    /* general registers that it writes, as a mask */
         uint16_t needed;     /* of the flags before it: read, or seen at a site, before they are written */
         uint16_t needed_after;
         bool site;           /* it may leave translated code before it is done: all flags must be known then */
@@ -148,7 +169,10 @@ struct tlate *translate_late(struct translation *t, enum tlate_kind kind, uint32
 /* ---- translate-flags.c ---- */
 
 void flags_classify(struct tinsn *i);
-bool flags_guest_written(const struct tinsn *i, unsigned guest);
+static inline bool flags_guest_written(const struct tinsn *i, unsigned guest)
+{
+        return guest < 16 && i->written >> guest & 1;
+}
 /* The host's flags are about to be destroyed. RCX and RBP must be free. */
 void flags_keep(struct translation *t);
 /* The host's flags are to be the guest's. RCX must be free. */
@@ -215,8 +239,8 @@ void group_emit_edge(struct translation *t, struct tlate *late);
 
 /* ---- translate-rewrite.c ---- */
 
-/* Classifies what the rewriter can do, and emits it. */
-bool rewrite_possible(const struct tinsn *i);
+/* Whether the rewriter can do it, how (i->rewrite), and then whether that leaves RBP alone. */
+bool rewrite_possible(struct tinsn *i);
 bool rewrite_keeps_address(const struct tinsn *i);
 void emit_rewritten(struct translation *t, struct tinsn *i);
 

@@ -326,6 +326,7 @@ static void test_jump_caches(void **state)
         struct test_machine *m = *state;
         struct x86_cpu *cpu = m->cpu;
         const struct tjump *jump;
+        unsigned index;
         const uint8_t *host;
 
         long_mode(m);
@@ -341,7 +342,8 @@ static void test_jump_caches(void **state)
         tjump_set(cpu, LINEAR + 0x123, host);
         assert_int_equal(jump->rip, LINEAR + 0x123);
         x86_set_cr3(cpu, CR3_NOFLUSH | PML4_B | 2);
-        assert_int_equal(((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(TLB_USER, LINEAR + 0x123))->rip, tjump_empty_rip(tjump_index(TLB_USER, LINEAR + 0x123)));
+        index = tjump_index(TLB_USER, LINEAR + 0x123);
+        assert_int_equal(((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + index)->rip, tjump_empty_rip(index));
         x86_set_cr3(cpu, CR3_NOFLUSH | PML4 | 1);
         assert_int_equal(jump->rip, LINEAR + 0x123);
         assert_ptr_equal((const struct tjump *)(cpu->window + tjump_offset(TLB_USER)) + tjump_index(TLB_USER, LINEAR + 0x123), jump);

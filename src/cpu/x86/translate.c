@@ -21,6 +21,13 @@
 /* Code behind calls would be translated too often otherwise: with each place from where a block leads there. */
 #define GOES_ON_INSNS_MAX 12
 
+/*
+ * Less for the same code: a block ends where another begins, unless little is left of it, and user code, which is translated at first sight,
+ * behind some conditional jumps: the fourth part is reached by one of three that are entered, and the eighth by one of six.
+ */
+#define KNOWN_INSNS_MIN 2
+#define USER_JUMPS_MAX 3
+
 /* ---- sites ---- */
 
 uint16_t translate_here(const struct translation *t)
@@ -196,6 +203,11 @@ static void choose(struct tinsn *i, uint32_t key)
                 leave_to_handler(i);
 }
 
+static bool is_known(const struct translation *t, uint32_t at)
+{
+        return translator_known(t->tr, (t->source->gpa & ~(GUEST_PAGE_SIZE - 1)) + at, t->source->key & ~TKEY_PLAIN);
+}
+
 /* One instruction at an offset in the page; false when it goes on in the next page. */
 static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
 {
@@ -217,38 +229,69 @@ static bool lift_one(struct translation *t, uint32_t at, bool may_follow)
                 return false;
         choose(i, t->source->key);
         /* What comes behind the call is there already. */
-        if (i->hands_on && !i->ends && translator_known(t->tr, (t->source->gpa & ~(GUEST_PAGE_SIZE - 1)) + i->insn.end, t->source->key & ~TKEY_PLAIN))
+        if (i->hands_on && !i->ends && is_known(t, i->insn.end))
                 i->ends = true;
         t->count++;
         return true;
 }
 
+static bool is_conditional(const struct tinsn *i)
+{
+        return i->z.meta.category == ZYDIS_CATEGORY_COND_BR;
+}
+
+static bool loops_to_start(const struct translation *t)
+{
+        const struct tinsn *last = &t->insn[t->count - 1];
+
+        return (is_conditional(last) || last->z.mnemonic == ZYDIS_MNEMONIC_JMP) &&
+               (uint32_t)last->insn.imm == (t->source->gpa & (GUEST_PAGE_SIZE - 1));
+}
+
+/* Up to where a block begins already, which is an instruction's number, or 0. A loop stays whole. */
+static void end_where_known(struct translation *t, unsigned known)
+{
+        if (known && t->count - known >= KNOWN_INSNS_MIN && !loops_to_start(t)) {
+                t->count = known;
+                t->end_target = (uint32_t)t->insn[known].insn.start;
+        }
+}
+
 /* 0, or -ENOTSUP when not even the first instruction is for us. */
 static int lift(struct translation *t)
 {
+        unsigned known = 0, jumps = 0, jumps_max = t->source->key & MODE_USER ? USER_JUMPS_MAX : TRANSLATE_INSNS_MAX;
         uint32_t first = t->source->gpa & (GUEST_PAGE_SIZE - 1), at = first, end = first;
 
         while (t->count < t->most && at - first < t->source->size_bytes) {
                 const struct tinsn *i = &t->insn[t->count];
 
+                if (t->count && !known && is_known(t, at))
+                        known = t->count;
                 if (!lift_one(t, at, t->count + 1 < t->most))
                         break; /* it goes on in the next page */
                 if (t->calls && i->x87 != TX87_NO) { /* whether the state is in the host's x87 unit then, who knows */
                         t->count--;
                         break;
                 }
-                end = MAX(end, (uint32_t)i->insn.end);
                 at = i->insn.end;
                 if (i->ends || t->source->key & TKEY_CROSSING)
                         break;
                 t->calls |= i->hands_on;
+                if (is_conditional(i) && ++jumps == jumps_max)
+                        break;
                 if (i->z.mnemonic == ZYDIS_MNEMONIC_JMP)
                         at = (uint32_t)i->insn.imm;
         }
         t->end_target = at;
+        if (!t->count)
+                return -ENOTSUP;
+        end_where_known(t, known);
+        for (unsigned n = 0; n < t->count; n++)
+                end = MAX(end, (uint32_t)t->insn[n].insn.end);
         t->block->size_bytes = (uint16_t)(end - first);
         t->block->insns = (uint8_t)t->count;
-        return t->count ? 0 : -ENOTSUP;
+        return 0;
 }
 
 /* Of a group only the first fails, for all. */

@@ -10,6 +10,7 @@
 #define TSIGNAL_STACK_BYTES ((size_t)64 << 10)
 
 #define TRANSLATOR_REGIONS_MAX 16
+#define TRANSLATOR_STARTS_BITS 22
 #define TPAGE_BASE(rip) ((rip) & ~(GUEST_PAGE_SIZE - 1))
 
 /*
@@ -34,6 +35,7 @@ struct translator {
         pthread_mutex_t lock;      /* for all changes below */
         _Atomic uint32_t *hash;    /* by gpa and key: numbers of blocks; read without the lock */
         uint32_t *page;            /* by guest page */
+        _Atomic uint64_t *starts;  /* a bit for each byte of some pages: a block may begin there, see translator_known() */
         unsigned hash_bits, page_bits;
         struct tregion region[TRANSLATOR_REGIONS_MAX];
         unsigned regions, current;

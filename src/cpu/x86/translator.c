@@ -81,6 +81,7 @@ void translator_free(struct translator *tr)
                 close(tr->perf_map);
         free(tr->hash);
         free(tr->page);
+        free(tr->starts);
         pthread_mutex_destroy(&tr->lock);
         free(tr);
 }
@@ -112,7 +113,8 @@ static int make_tables(struct translator *tr, struct err *err)
         tr->page_bits = tr->hash_bits - 2;
         tr->hash = calloc((size_t)1 << tr->hash_bits, sizeof(*tr->hash));
         tr->page = calloc((size_t)1 << tr->page_bits, sizeof(*tr->page));
-        return tr->hash && tr->page ? 0 : err_nomem(err);
+        tr->starts = calloc((size_t)1 << (TRANSLATOR_STARTS_BITS - 6), sizeof(*tr->starts));
+        return tr->hash && tr->page && tr->starts ? 0 : err_nomem(err);
 }
 
 static void open_perf_map(struct translator *tr)
@@ -250,16 +252,27 @@ struct tblock *translator_lookup(const struct translator *tr, uint64_t gpa, uint
         return at ? &tr->block[at] : NULL;
 }
 
+/* Where a block begins, most of the time: pages may share their bits, and a bit may be lost. Asked for each instruction that is translated. */
+static uint32_t start_bit(uint64_t gpa)
+{
+        uint32_t page = (uint32_t)((gpa >> GUEST_PAGE_SHIFT) * UINT64_C(0x9e3779b97f4a7c15) >> (64 + GUEST_PAGE_SHIFT - TRANSLATOR_STARTS_BITS));
+
+        return page << GUEST_PAGE_SHIFT | (gpa & (GUEST_PAGE_SIZE - 1));
+}
+
 bool translator_known(const struct translator *tr, uint64_t gpa, uint32_t key)
 {
-        return translator_lookup(tr, gpa, key);
+        uint32_t bit = start_bit(gpa);
+
+        return atomic_load_explicit(&tr->starts[bit / 64], memory_order_relaxed) >> bit % 64 & 1 && translator_lookup(tr, gpa, key);
 }
 
 static void tables_insert(struct translator *tr, struct tblock *block)
 {
         _Atomic uint32_t *head = hash_at(tr, block->gpa, block->key);
-        uint32_t *page = page_at(tr, block->gpa), number = tblock_number(tr, block);
+        uint32_t *page = page_at(tr, block->gpa), number = tblock_number(tr, block), bit = start_bit(block->gpa);
 
+        atomic_fetch_or_explicit(&tr->starts[bit / 64], UINT64_C(1) << bit % 64, memory_order_relaxed);
         block->page_next = *page;
         *page = number;
         block->next = atomic_load_explicit(head, memory_order_relaxed);
@@ -426,6 +439,7 @@ static void block_kill(struct translator *tr, struct tblock *block)
         __atomic_store_n(&block->dead, true, __ATOMIC_RELEASE);
         hash_remove(tr, block);
         page_remove(tr, block);
+        atomic_fetch_and_explicit(&tr->starts[start_bit(block->gpa) / 64], ~(UINT64_C(1) << start_bit(block->gpa) % 64), memory_order_relaxed);
         unlink_incoming(tr, block);
         unlink_outgoing(tr, block);
         patch_entry(tr, block->host);

@@ -9,7 +9,7 @@
 
 /* Beside a translator it is for what runs a few times, most of which never comes back. */
 #define ARENA_BYTES ((size_t)16 << 20)
-#define ARENA_BYTES_TRANSLATED ((size_t)3 << 20)
+#define ARENA_BYTES_TRANSLATED ((size_t)6 << 20)
 #define HASH_BITS 15
 #define BYTES_MAX (BLOCK_INSNS_MAX * INSN_LENGTH_MAX)
 /* The most that one block takes. */

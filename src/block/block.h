@@ -46,6 +46,11 @@ enum block_op {
 
 #define BLOCK_F_DURABLE 1 /* write, write zeroes: as if a flush followed it */
 #define BLOCK_F_UNMAP 2
+/*
+ * A write of whole clusters (info.optimal_bytes; the last one may be cut by the disk's end) to where nothing was written yet: to be compressed.
+ * -EOPNOTSUPP: the format cannot, or it is not of that shape.
+ */
+#define BLOCK_F_COMPRESS 4
 
 struct block_request {
         enum block_op op;

@@ -1,29 +1,19 @@
 /*
- * File I/O on libuv's thread pool: plain system calls, one job a request.
- *
- *   submit ─▶ job in the pool ─▶ finished list ─▶ (async wakes the loop) reap ─▶ done
- *
- * A job's memory is libuv's until its after-work callback, which may come after the request was reaped (waiting does not run the
- * loop), and even after the engine was freed: the engine's memory goes with the last of jobs and async handle.
+ * File I/O on libuv's thread pool: plain system calls, one piece of work a request (base/work.h).
  */
 #include "block/file-io.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
+
+#include "base/work.h"
 
 struct pool {
         struct file_io io;
-        uv_loop_t *loop;
-        uv_async_t async;
-        pthread_mutex_t lock;
-        pthread_cond_t finished;
-        struct block_request *first, **last; /* the finished list; under lock */
-        unsigned references;                 /* jobs and the async handle */
+        struct work_queue *queue;
 };
 
 struct job {
-        uv_work_t work;
         struct pool *pool;
         struct block_request *req;
 };
@@ -31,26 +21,6 @@ struct job {
 static struct pool *to_pool(struct file_io *io)
 {
         return container_of(io, struct pool, io);
-}
-
-static void unref(struct pool *pool)
-{
-        if (--pool->references)
-                return;
-        pthread_cond_destroy(&pool->finished);
-        pthread_mutex_destroy(&pool->lock);
-        free(pool);
-}
-
-static void finish(struct pool *pool, struct block_request *req)
-{
-        pthread_mutex_lock(&pool->lock);
-        req->next = NULL;
-        *pool->last = req;
-        pool->last = &req->next;
-        pthread_cond_signal(&pool->finished);
-        pthread_mutex_unlock(&pool->lock);
-        uv_async_send(&pool->async);
 }
 
 static int64_t run_step(int fd, const struct file_io_step *step)
@@ -75,23 +45,24 @@ static int64_t run_step(int fd, const struct file_io_step *step)
 }
 
 /* On a thread of the pool. */
-static void job_run(uv_work_t *work)
+static void job_run(void *arg)
 {
-        struct job *job = container_of(work, struct job, work);
+        const struct job *job = arg;
         struct file_io_step step;
 
         do {
                 step = file_io_step(job->req);
         } while (!file_io_result(job->req, run_step(job->pool->io.fd, &step)));
-        finish(job->pool, job->req);
 }
 
-static void job_over(uv_work_t *work, int status)
+static void job_done(void *arg)
 {
-        struct job *job = container_of(work, struct job, work);
+        struct job *job = arg;
+        struct block *disk = job->pool->io.disk;
+        struct block_request *req = job->req;
 
-        unref(job->pool);
         free(job);
+        block_complete(disk, req, req->result);
 }
 
 static void pool_submit(struct file_io *io, struct block_request *req)
@@ -100,84 +71,40 @@ static void pool_submit(struct file_io *io, struct block_request *req)
         struct job *job = malloc(sizeof(*job));
 
         file_io_begin(req);
-        if (!job) {
-                req->result = -ENOMEM;
-                finish(pool, req);
+        if (job)
+                *job = (struct job){ pool, req };
+        if (job && work_submit(pool->queue, job_run, job_done, job) == 0)
                 return;
-        }
-        job->pool = pool;
-        job->req = req;
-        pool->references++;
-        /* Fails only for a NULL callback. */
-        (void)uv_queue_work(pool->loop, &job->work, job_run, job_over);
+        free(job);
+        block_complete(io->disk, req, -ENOMEM);
 }
 
 static void pool_kick(struct file_io *io)
 {
 }
 
-static struct block_request *take_finished(struct pool *pool, bool wait)
-{
-        struct block_request *first;
-
-        pthread_mutex_lock(&pool->lock);
-        while (wait && !pool->first)
-                pthread_cond_wait(&pool->finished, &pool->lock);
-        first = pool->first;
-        pool->first = NULL;
-        pool->last = &pool->first;
-        pthread_mutex_unlock(&pool->lock);
-        return first;
-}
-
-static void complete(struct pool *pool, struct block_request *req)
-{
-        struct block *disk = pool->io.disk;
-        bool any = req;
-
-        if (pool->io.reaping)
-                return;
-        pool->io.reaping = true;
-        while (req) {
-                struct block_request *next = req->next;
-
-                block_complete(disk, req, req->result);
-                req = next;
-        }
-        if (any && disk->listener)
-                disk->listener(disk->listener_ctx);
-        pool->io.reaping = false;
-}
-
 static void pool_reap(struct file_io *io)
 {
-        struct pool *pool = to_pool(io);
-
-        if (!io->reaping)
-                complete(pool, take_finished(pool, false));
+        (void)work_reap(to_pool(io)->queue);
 }
 
 static void pool_wait(struct file_io *io)
 {
-        if (!io->reaping)
-                complete(to_pool(io), take_finished(to_pool(io), true));
+        work_wait(to_pool(io)->queue);
 }
 
-static void woken(uv_async_t *async)
+static void batch(void *ctx)
 {
-        struct pool *pool = container_of(async, struct pool, async);
+        const struct pool *pool = ctx;
 
-        pool_reap(&pool->io);
-}
-
-static void async_closed(uv_handle_t *handle)
-{
-        unref(container_of((uv_async_t *)handle, struct pool, async));
+        if (pool->io.disk->listener)
+                pool->io.disk->listener(pool->io.disk->listener_ctx);
 }
 
 static void pool_free(struct file_io *io)
 {
-        uv_close((uv_handle_t *)&to_pool(io)->async, async_closed);
+        work_queue_free(to_pool(io)->queue);
+        free(to_pool(io));
 }
 
 static const struct file_io_ops pool_ops = {
@@ -197,16 +124,11 @@ int file_io_pool_new(uv_loop_t *loop, int fd, struct block *disk, struct file_io
         if (!pool)
                 return err_nomem(err);
         pool->io = (struct file_io){ .ops = &pool_ops, .disk = disk, .fd = fd };
-        pool->loop = loop;
-        pool->last = &pool->first;
-        r = uv_async_init(loop, &pool->async, woken);
+        r = work_queue_new(loop, batch, pool, &pool->queue, err);
         if (r < 0) {
                 free(pool);
-                return err_set(err, r, "cannot set up the thread pool: %s", uv_strerror(r));
+                return r;
         }
-        pthread_mutex_init(&pool->lock, NULL);
-        pthread_cond_init(&pool->finished, NULL);
-        pool->references = 1;
         *io = &pool->io;
         return 0;
 }

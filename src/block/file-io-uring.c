@@ -24,6 +24,7 @@ struct uring {
         int event;
         uv_poll_t poll;
         unsigned unsubmitted;
+        bool reaping;
         struct block_request *waiting, **last; /* for room in the submission queue */
 };
 
@@ -145,16 +146,16 @@ static bool reap_all(struct uring *u)
 {
         bool any = false;
 
-        if (u->io.reaping)
+        if (u->reaping)
                 return false;
-        u->io.reaping = true;
+        u->reaping = true;
         while (reap_batch(u))
                 any = true;
         start_waiting(u);
         if (any && u->io.disk->listener)
                 u->io.disk->listener(u->io.disk->listener_ctx);
         uring_kick(&u->io);
-        u->io.reaping = false;
+        u->reaping = false;
         return any;
 }
 
@@ -169,7 +170,7 @@ static void uring_wait(struct file_io *io)
         struct io_uring_cqe *cqe;
 
         uring_kick(io);
-        while (!reap_all(u) && !io->reaping) {
+        while (!reap_all(u) && !u->reaping) {
                 if (!u->unsubmitted && !u->waiting)
                         (void)io_uring_wait_cqe(&u->ring, &cqe);
         }

@@ -23,7 +23,6 @@ struct file_io {
         const struct file_io_ops *ops;
         struct block *disk; /* whose requests they are */
         int fd;             /* borrowed */
-        bool reaping;
 };
 
 /* allow_uring false takes the pool. fd stays the caller's and is open until file_io_free(). */

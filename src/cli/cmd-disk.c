@@ -650,7 +650,10 @@ struct pair_args {
         const char *from_path, *to_path, *from_format, *to_format;
         struct create_args create; /* its options */
         bool any_backing, overwrite, quiet;
+        int compression; /* index in compressions */
 };
+
+static const char *const compressions[] = { "none", "zlib", "zstd", NULL };
 
 #define PAIR(field) offsetof(struct pair_args, field)
 
@@ -668,6 +671,7 @@ static const struct opt convert_options[] = {
         { "from", "FORMAT", "of the source; without it, what suffix or contents say", OPT_TEXT, PAIR(from_format) },
         { "to", "FORMAT", "of the new image; without it, what its suffix says", OPT_TEXT, PAIR(to_format) },
         { "option", "KEY=VALUE", "an option of the new format's own; see virta disk create", OPT_CALL, .call = add_pair_option, .repeated = true, .letter = 'o' },
+        { "compress", "KIND", "compress what is copied; of qcow2", OPT_CHOICE, PAIR(compression), .choices = compressions, .fallback = "none" },
         { "overwrite", NULL, "replace a file that is there already", OPT_FLAG, PAIR(overwrite) },
         { "quiet", NULL, "no progress", OPT_FLAG, PAIR(quiet) },
         DISK_ALLOW_OPTION(struct pair_args),
@@ -693,8 +697,18 @@ static int convert_into(struct disk_session *session, struct pair_args *args, st
 {
         struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format };
         struct block_creation creation = { .size_bytes = from->info.size_bytes, .option = args->create.option, .options = args->create.options };
-        struct disk_copy copy = { .from = from, .to_is_empty = true, .quiet = args->quiet };
-        int r = block_create(&opening, &creation, args->overwrite, err);
+        struct disk_copy copy = { .from = from, .to_is_empty = true, .quiet = args->quiet, .compress = args->compression };
+        int r = 0;
+
+        if (args->compression) {
+                char kind[32];
+
+                snprintf(kind, sizeof(kind), "compression=%s", compressions[args->compression]);
+                r = add_option(&args->create, kind, err);
+                creation.options = args->create.options;
+        }
+        if (r == 0)
+                r = block_create(&opening, &creation, args->overwrite, err);
 
         if (r < 0)
                 return r;

@@ -10,12 +10,13 @@
 
 #define FIBERS 8
 #define PIECE_BYTES (UINT64_C(1) << 20)
-#define ZERO_BYTES 4096u /* zeroes of so much are left out */
+#define ZERO_BYTES UINT64_C(4096) /* zeroes of so much are left out */
 #define PROGRESS_MS 200
 
 struct run {
         struct disk_copy *copy;
         uint64_t size_bytes, next, done;
+        uint64_t unit_bytes, piece_bytes; /* pieces begin at and are multiples of the first, and at most the second */
         struct fiber_lock lock; /* over taking the next piece */
         unsigned fibers;
         int result;
@@ -31,7 +32,7 @@ struct piece {
         bool zero, other_zero;
 };
 
-static int look(struct run *run, struct block *disk, uint64_t at, uint64_t *size_bytes, bool *zero)
+static int look(struct block *disk, uint64_t at, uint64_t *size_bytes, bool *zero)
 {
         struct block_extent extent;
         int r;
@@ -56,13 +57,18 @@ static int take_piece(struct run *run, struct piece *piece)
         *piece = (struct piece){ .at = run->next, .size_bytes = run->size_bytes - run->next };
         if (!piece->size_bytes || run->result < 0)
                 return 0;
-        r = look(run, run->copy->from, piece->at, &piece->size_bytes, &piece->zero);
+        r = look(run->copy->from, piece->at, &piece->size_bytes, &piece->zero);
         if (r == 0 && run->copy->other)
-                r = look(run, run->copy->other, piece->at, &piece->size_bytes, &piece->other_zero);
+                r = look(run->copy->other, piece->at, &piece->size_bytes, &piece->other_zero);
         if (r < 0)
                 return r;
+        if (piece->zero && piece->size_bytes < run->unit_bytes)
+                piece->zero = false; /* of a part of it nobody asked */
+        if (piece->zero)
+                piece->size_bytes = align_down(piece->size_bytes, run->unit_bytes);
         if (!piece->zero || (run->copy->other && !piece->other_zero)) /* ends where pieces end, so that clusters are written whole */
-                piece->size_bytes = MIN(piece->size_bytes, PIECE_BYTES - piece->at % PIECE_BYTES);
+                piece->size_bytes = MIN(align_up(piece->size_bytes, run->unit_bytes), run->piece_bytes - piece->at % run->piece_bytes);
+        piece->size_bytes = MIN(piece->size_bytes, run->size_bytes - piece->at);
         run->next += piece->size_bytes;
         return 1;
 }
@@ -76,24 +82,31 @@ static int read_piece(struct block *disk, const struct piece *piece, bool zero, 
         return r;
 }
 
+static int write_bytes(struct run *run, uint64_t at, const uint8_t *bytes, uint64_t size_bytes)
+{
+        const struct iovec iov = { (void *)bytes, size_bytes };
+
+        return block_do(run->copy->to, BLOCK_WRITE, run->copy->compress ? BLOCK_F_COMPRESS : 0, at, size_bytes, &iov, 1);
+}
+
 /* But for runs of zeroes. */
 static int write_piece(struct run *run, const struct piece *piece, const uint8_t *bytes)
 {
-        uint64_t from = 0, at = 0;
+        uint64_t from = 0, at = 0, unit = MAX(run->unit_bytes, ZERO_BYTES);
         int r = 0;
 
         while (at < piece->size_bytes && r == 0) {
-                uint64_t some = MIN(ZERO_BYTES, piece->size_bytes - at);
+                uint64_t some = MIN(unit, piece->size_bytes - at);
                 bool zero = run->copy->to_is_empty && is_zero(bytes + at, some);
 
                 if (zero && from < at)
-                        r = block_write(run->copy->to, piece->at + from, bytes + from, at - from);
+                        r = write_bytes(run, piece->at + from, bytes + from, at - from);
                 at += some;
                 if (zero)
                         from = at;
         }
         if (r == 0 && from < at)
-                r = block_write(run->copy->to, piece->at + from, bytes + from, at - from);
+                r = write_bytes(run, piece->at + from, bytes + from, at - from);
         return r;
 }
 
@@ -111,7 +124,7 @@ static int copy_piece(struct run *run, const struct piece *piece, uint8_t *bytes
 
 static int compare_piece(struct run *run, const struct piece *piece, uint8_t *bytes)
 {
-        uint8_t *others = bytes + PIECE_BYTES;
+        uint8_t *others = bytes + run->piece_bytes;
         int r;
 
         if (piece->zero && piece->other_zero)
@@ -132,7 +145,7 @@ static int compare_piece(struct run *run, const struct piece *piece, uint8_t *by
 static void work(void *arg)
 {
         struct run *run = arg;
-        uint8_t *bytes = malloc(2 * PIECE_BYTES);
+        uint8_t *bytes = malloc(2 * run->piece_bytes);
         int r = bytes ? 1 : -ENOMEM;
 
         run->fibers++;
@@ -169,6 +182,8 @@ int disk_copy_run(struct disk_session *session, struct disk_copy *copy, struct e
         bool progress = !copy->quiet && isatty(STDERR_FILENO), any = false;
 
         copy->differs = BLOCK_NOWHERE;
+        run.unit_bytes = copy->compress ? copy->to->info.optimal_bytes : 1;
+        run.piece_bytes = MAX(PIECE_BYTES, run.unit_bytes);
         if (copy->other)
                 run.size_bytes = MAX(run.size_bytes, copy->other->info.size_bytes);
         for (unsigned n = 0; n < FIBERS; n++)

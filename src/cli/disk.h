@@ -29,6 +29,7 @@ struct disk_copy {
         struct block *from, *to; /* to NULL: compare with `other` */
         struct block *other;
         bool to_is_empty;        /* it reads as zeroes */
+        bool compress;           /* whole clusters of `to`, compressed */
         bool quiet;
         /* Of a comparison: the first byte that differs; BLOCK_NOWHERE: none. */
         uint64_t differs;

@@ -3,7 +3,7 @@
  *
  *      more than found    a leak: the cluster is lost until it is mended; nothing is in danger
  *      less than found    an error: it could be given to somebody else
- *      COPIED where it is shared, or not where it is not; names of places that cannot be: errors
+ *      COPIED where it is shared; names of places that cannot be: errors
  *
  * Mending leaks lowers counts where they are. Mending errors writes all counts anew, table and blocks behind the end of the file, and then
  * changes the header over to them: a crash leaves the old or the new. Entries that name impossible places become empty.
@@ -466,22 +466,27 @@ static int rebuild(struct walk *w)
 
 /* ---- COPIED ---- */
 
-/* Whether the bit is as it should be, else makes it so: true. */
+/*
+ * Makes the bit as it should be, when that is asked for: true. Where it is missing the cluster is copied once without need, which a crash
+ * may leave behind; where it stands on a shared one that would be written to in place.
+ */
 static bool fix_copied(struct walk *w, uint64_t *entry, const char *what, uint64_t where)
 {
         struct qcow2 *q = w->q;
         uint64_t offset = *entry & QCOW2_OFFSET;
-        bool alone = possible(w, offset) && w->refs[offset >> q->header.cluster_bits] == 1;
+        bool alone = possible(w, offset) && w->refs[offset >> q->header.cluster_bits] == 1, mend;
 
         if (!offset || alone == !!(*entry & QCOW2_COPIED))
                 return false;
-        say(w, "%s %#" PRIx64 " %s said to be shared", what, where, alone ? "is" : "is not");
-        w->found->errors++;
-        if (w->found->mend != BLOCK_MEND_ALL)
-                return false;
-        w->found->errors_mended++;
-        *entry ^= QCOW2_COPIED;
-        return true;
+        mend = w->found->mend == BLOCK_MEND_ALL || (alone && w->found->mend == BLOCK_MEND_LEAKS);
+        if (!alone) {
+                say(w, "%s %#" PRIx64 " is shared, and said not to be", what, where);
+                w->found->errors++;
+                w->found->errors_mended += mend;
+        }
+        if (mend)
+                *entry ^= QCOW2_COPIED;
+        return mend;
 }
 
 static int check_copied_l2(struct walk *w, uint64_t offset, uint64_t guest)
@@ -558,6 +563,7 @@ int qcow2_check_image(struct block *block, struct block_check *check, struct err
         if (check->mend == BLOCK_MEND_ALL && check->errors == check->errors_mended) {
                 r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT, false);
                 q->broken = r < 0;
+                q->counts_wrong = false;
         }
         return r < 0 ? err_errno(err, r, "cannot write to disk %s", q->block.path) : 0;
 }

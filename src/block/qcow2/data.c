@@ -177,7 +177,7 @@ static int read_absent(struct qcow2 *q, struct block_request *guest, uint64_t at
 static int read_packed(struct qcow2 *q, struct block_request *guest, uint64_t at, const struct qcow2_run *run)
 {
         _cleanup_free_ uint8_t *cluster = malloc(q->cluster_bytes);
-        int r = cluster ? qcow2_unpack(q, run->entry, cluster) : -ENOMEM;
+        int r = cluster ? qcow2_unpack(q, run->entry, cluster, run->size_bytes < q->cluster_bytes) : -ENOMEM;
 
         if (r == 0)
                 buf_to_iov(guest->iov, guest->iov_count, guest->transferred, cluster + (at & (q->cluster_bytes - 1)), run->size_bytes);
@@ -316,7 +316,7 @@ static int read_old(struct qcow2 *q, uint64_t at, uint8_t *to, uint64_t size_byt
                 } else if (run.kind == QCOW2_PACKED) {
                         _cleanup_free_ uint8_t *cluster = malloc(q->cluster_bytes);
 
-                        r = cluster ? qcow2_unpack(q, run.entry, cluster) : -ENOMEM;
+                        r = cluster ? qcow2_unpack(q, run.entry, cluster, true) : -ENOMEM;
                         if (r == 0)
                                 memcpy(to, cluster + (at & (q->cluster_bytes - 1)), run.size_bytes);
                 } else if (run.kind == QCOW2_ABSENT && q->backing && at < q->backing->info.size_bytes) {
@@ -411,6 +411,7 @@ static int release_entry(struct qcow2 *q, uint64_t entry)
         uint64_t offset, size_bytes;
 
         if (entry & QCOW2_COMPRESSED) {
+                qcow2_forget_unpacked(q);
                 qcow2_packed_place(q, entry, &offset, &size_bytes);
                 for (uint64_t c = offset >> q->header.cluster_bits; c <= (offset + size_bytes - 1) >> q->header.cluster_bits; c++) {
                         int r = qcow2_release(q, c, 1);
@@ -423,13 +424,21 @@ static int release_entry(struct qcow2 *q, uint64_t entry)
         return entry & QCOW2_OFFSET && q->data == q->file ? qcow2_release(q, (entry & QCOW2_OFFSET) >> q->header.cluster_bits, 1) : 0;
 }
 
+/*
+ * Whether the table must not be on the disk before what was just written is: what would be seen then, after a crash, is neither the old
+ * nor the new. Zeroes that take the place of zeroes do no harm.
+ */
+static bool wants_flush(const struct qcow2 *q, const struct filling *f, uint64_t old)
+{
+        return f->copied || !f->clusters || !f->fresh || q->backing || (old & (QCOW2_OFFSET | QCOW2_COMPRESSED) && !(old & QCOW2_ZERO && !q->extended));
+}
+
 static int name_clusters(struct qcow2 *q, const struct filling *f)
 {
         uint64_t start = align_down(f->from, q->cluster_bytes);
         int r = 0;
 
-        if (f->copied || (f->clusters && !f->fresh))
-                q->written++; /* tables wait for the flush of what was just written */
+        q->written++;
         for (uint64_t at = start; at < f->to && r == 0; at += q->cluster_bytes) {
                 struct qcow2_page *page;
                 uint64_t old, bitmap;
@@ -450,7 +459,7 @@ static int name_clusters(struct qcow2 *q, const struct filling *f)
                         bitmap &= ~(units(q, at, f->first, f->end) << 32);
                         put_be64(entry + 8, bitmap);
                 }
-                qcow2_page_changed(q, page, f->copied || (f->clusters && !f->fresh));
+                qcow2_page_changed(q, page, wants_flush(q, f, old));
                 qcow2_page_put(page);
         }
         return r;
@@ -592,7 +601,7 @@ static void write_work(void *arg)
         end_work(q, guest, write_rest(q, guest));
 }
 
-static void submit_write(struct qcow2 *q, struct block_request *guest)
+static void submit_in_place_or_not(struct qcow2 *q, struct block_request *guest)
 {
         int r = q->broken ? -EIO : write_on(q, guest);
 
@@ -603,6 +612,23 @@ static void submit_write(struct qcow2 *q, struct block_request *guest)
         if (r < 0)
                 failed(guest, r);
         let_go(q, guest);
+}
+
+static void pack_work(void *arg)
+{
+        struct block_request *guest = arg;
+        struct qcow2 *q = of_request(guest);
+
+        end_work(q, guest, q->broken ? -EIO : qcow2_write_packed(q, guest));
+}
+
+static void submit_write(struct qcow2 *q, struct block_request *guest)
+{
+        if (guest->flags & BLOCK_F_COMPRESS) {
+                in_fiber(q, guest, pack_work);
+                return;
+        }
+        submit_in_place_or_not(q, guest);
 }
 
 /* ---- zeroes, and what is not needed ---- */

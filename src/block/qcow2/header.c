@@ -4,12 +4,14 @@
  * Opening checks all that the header says against the format's limits and the file. What L1, L2 and the counts say is checked when somebody
  * comes by; the first thing that is wrong there ends all writing (qcow2_corrupt()).
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 
 #include "base/cursor.h"
 #include "base/log.h"
+#include "base/work.h"
 #include "block/qcow2/qcow2.h"
 
 #define HEADER_BYTES_V2 72
@@ -396,7 +398,8 @@ static void qcow2_close(struct block *block)
                 free(q->extension);
                 q->extension = next;
         }
-        free(q->decompressed);
+        work_queue_free(q->work);
+        free(q->unpacked);
         free(q->backing_name);
         free(q->backing_format);
         free(q->data_name);
@@ -489,9 +492,20 @@ static int begin_writing(struct qcow2 *q, unsigned flags, struct err *err)
         return r;
 }
 
+static void work_ended(void *ctx)
+{
+        struct block *block = ctx;
+
+        if (block->listener)
+                block->listener(block->listener_ctx);
+}
+
 static int open_all(struct qcow2 *q, const struct block_opening *opening, struct err *err)
 {
-        int r = read_header(q, opening->flags, err);
+        int r = work_queue_new(opening->loop, work_ended, &q->block, &q->work, err);
+
+        if (r == 0)
+                r = read_header(q, opening->flags, err);
 
         if (r == 0)
                 r = qcow2_cache_init(q, TABLE_BYTES, err);
@@ -541,11 +555,15 @@ static int qcow2_finish(struct block *block, struct err *err)
 
         if (block->info.readonly || q->broken)
                 return 0;
+        qcow2_pack_return(q);
         r = qcow2_flush(q);
         if (r == 0)
                 r = qcow2_reserve_return(q);
         if (r == 0)
                 r = qcow2_flush(q);
+        if (r == 0 && q->packing && !q->counts_wrong)
+                r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY, false);
+        q->packing = false;
         return r < 0 ? err_errno(err, r, "cannot write the tables of disk %s", block->path) : 0;
 }
 
@@ -571,6 +589,17 @@ static int qcow2_describe(struct block *block, json_t *into)
         return json_object_set_new(into, "qcow2", about) < 0 ? -ENOMEM : 0;
 }
 
+static void qcow2_reap(struct block *block)
+{
+        (void)work_reap(to_qcow2(block)->work);
+}
+
+static void qcow2_wait(struct block *block)
+{
+        assert(work_under_way(to_qcow2(block)->work));
+        work_wait(to_qcow2(block)->work);
+}
+
 const struct block_driver block_qcow2 = {
         .name = "qcow2",
         .text = "QEMU's format: grows as it is written to, snapshots, backing files, compression",
@@ -583,6 +612,8 @@ const struct block_driver block_qcow2 = {
         .finish = qcow2_finish,
         .close = qcow2_close,
         .submit = qcow2_submit,
+        .reap = qcow2_reap,
+        .wait = qcow2_wait,
         .status = qcow2_status,
         .describe = qcow2_describe,
         .resize = qcow2_resize,

@@ -16,8 +16,8 @@
  *
  *   1. A cluster is taken only once its count is 1 on stable storage. Counts are raised ahead, for many clusters at once (the reserve),
  *      so taking one is a matter of memory. A crash leaves the reserve as lost space, which a check gives back.
- *   2. A table's page that names a new cluster may be written at any time, but for when the cluster holds what was elsewhere before
- *      (copied from a backing file or a shared cluster, or zeroes over old contents): then behind a flush (qcow2_page.after).
+ *   2. A table's page that names a new cluster may be written at any time when the cluster reads as zeroes until it is written to, and so did
+ *      the guest's; else behind a flush of what was written to the cluster (qcow2_page.after).
  *   3. A cluster that nobody names any more is given back, its count lowered, behind the flush that made that so (pending).
  *   4. A new L2 table or refcount block is whole on stable storage before L1 or the refcount table names it.
  *
@@ -167,11 +167,16 @@ struct qcow2 {
         struct qcow2_part *direct;       /* writes in flight to clusters as they are */
         struct fiber_queue direct_over;  /* for one of them to end */
         bool opened;                     /* all of it is there */
+        bool counts_wrong;               /* something failed half-way: the dirty bit stays until somebody counts */
         bool broken;                     /* tables are not what they should be: nothing is written any more */
 
-        uint8_t *decompressed;           /* compress.c: the last cluster */
-        uint64_t decompressed_at;
-        struct fiber_lock compress_lock;
+        /* compress.c */
+        struct work_queue *work;
+        uint8_t *unpacked;               /* of the cluster that unpacked_entry names */
+        uint64_t unpacked_entry;
+        uint64_t pack_at, pack_end;      /* where the next packed cluster goes, and how far there is room */
+        struct fiber_lock pack_lock;
+        bool packing;                    /* the dirty bit is set for it */
 };
 
 static inline struct qcow2 *to_qcow2(struct block *block)
@@ -294,8 +299,14 @@ void qcow2_data_done(struct qcow2 *q);
 
 /* ---- compress.c; blocking ---- */
 
-/* The cluster that an entry names, whole, into to. */
-int qcow2_unpack(struct qcow2 *q, uint64_t entry, uint8_t *to) _must_check_;
+/* The cluster that an entry names, whole, into to. keep: it may be asked for again soon. */
+int qcow2_unpack(struct qcow2 *q, uint64_t entry, uint8_t *to, bool keep) _must_check_;
+/* Places of compressed clusters may be used anew. */
+void qcow2_forget_unpacked(struct qcow2 *q);
+/* BLOCK_F_COMPRESS; in a fiber. */
+int qcow2_write_packed(struct qcow2 *q, struct block_request *guest) _must_check_;
+/* Clusters that were taken for packed ones and hold none. */
+void qcow2_pack_return(struct qcow2 *q);
 /* Where its bytes are in the file. */
 void qcow2_packed_place(const struct qcow2 *q, uint64_t entry, uint64_t *offset, uint64_t *size_bytes);
 

@@ -385,8 +385,9 @@ static int end(struct qcow2 *q, int r, const char *what, const char *name, struc
                 r = qcow2_flush(q);
         if (r == 0)
                 r = qcow2_flush(q); /* what the first gave back */
-        if (r == 0 && q->header.version >= 3)
+        if (r == 0 && q->header.version >= 3 && !q->counts_wrong && !q->packing)
                 r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY, false);
+        q->counts_wrong |= r < 0;
         return r < 0 ? err_errno(err, r, "disk %s: cannot %s snapshot %s", q->block.path, what, name) : 0;
 }
 

@@ -1,0 +1,167 @@
+#include "block/test-memory.h"
+
+#include <errno.h>
+
+#include "base/iov.h"
+
+static struct memory_file *to_memory(struct block *block)
+{
+        return container_of(block, struct memory_file, block);
+}
+
+static int grow(struct memory_file *m, uint64_t size_bytes)
+{
+        uint8_t *bytes;
+
+        if (size_bytes <= m->size_bytes)
+                return 0;
+        if (m->limit_bytes && size_bytes > m->limit_bytes)
+                return -ENOSPC;
+        if (size_bytes > m->room_bytes) {
+                uint64_t room = MAX(size_bytes, m->room_bytes * 2);
+
+                bytes = realloc(m->bytes, room);
+                if (!bytes)
+                        return -ENOMEM;
+                memset(bytes + m->room_bytes, 0, room - m->room_bytes);
+                m->bytes = bytes;
+                m->room_bytes = room;
+        }
+        m->size_bytes = size_bytes;
+        return 0;
+}
+
+static void note(struct memory_file *m, enum block_op op, uint64_t offset_bytes, uint64_t size_bytes, const uint8_t *bytes)
+{
+        struct memory_log *log = m->log;
+        struct memory_event *event;
+
+        if (!log)
+                return;
+        if (log->events == log->room) {
+                log->room = MAX(log->room * 2, 256u);
+                log->event = realloc(log->event, log->room * sizeof(*log->event));
+                if (!log->event)
+                        abort();
+        }
+        event = &log->event[log->events++];
+        *event = (struct memory_event){ op, offset_bytes, size_bytes, NULL };
+        if (bytes) {
+                event->bytes = malloc(MAX(size_bytes, UINT64_C(1)));
+                if (!event->bytes)
+                        abort();
+                memcpy(event->bytes, bytes, size_bytes);
+        }
+}
+
+static void read_bytes(struct memory_file *m, const struct block_request *req)
+{
+        uint64_t there = req->offset_bytes < m->size_bytes ? MIN(req->size_bytes, m->size_bytes - req->offset_bytes) : 0;
+
+        buf_to_iov(req->iov, req->iov_count, 0, m->bytes + req->offset_bytes, there);
+        iov_zero(req->iov, req->iov_count, there, req->size_bytes - there);
+}
+
+static int write_bytes(struct memory_file *m, const struct block_request *req)
+{
+        int r = grow(m, req->offset_bytes + req->size_bytes);
+
+        if (r < 0)
+                return r;
+        iov_to_buf(req->iov, req->iov_count, 0, m->bytes + req->offset_bytes, req->size_bytes);
+        note(m, BLOCK_WRITE, req->offset_bytes, req->size_bytes, m->bytes + req->offset_bytes);
+        return 0;
+}
+
+static void clear_bytes(struct memory_file *m, const struct block_request *req)
+{
+        uint64_t there = req->offset_bytes < m->size_bytes ? MIN(req->size_bytes, m->size_bytes - req->offset_bytes) : 0;
+
+        memset(m->bytes + req->offset_bytes, 0, there);
+        note(m, BLOCK_WRITE_ZEROES, req->offset_bytes, there, NULL);
+}
+
+static int execute(struct memory_file *m, const struct block_request *req)
+{
+        if (m->fail_after >= 0 && m->fail_after-- == 0) {
+                m->failed = true;
+                return m->fail_error;
+        }
+        switch (req->op) {
+        case BLOCK_READ: read_bytes(m, req); break;
+        case BLOCK_WRITE: return write_bytes(m, req);
+        case BLOCK_FLUSH: note(m, BLOCK_FLUSH, 0, 0, NULL); break;
+        case BLOCK_DISCARD:
+        case BLOCK_WRITE_ZEROES: clear_bytes(m, req); break;
+        }
+        return 0;
+}
+
+/* Within submit, so the core tells of it later. */
+static void memory_submit(struct block *block, struct block_request *req)
+{
+        block_complete(block, req, execute(to_memory(block), req));
+}
+
+static int memory_resize(struct block *block, uint64_t size_bytes, struct err *err)
+{
+        struct memory_file *m = to_memory(block);
+        int r = grow(m, size_bytes);
+
+        if (r == 0)
+                m->size_bytes = block->info.size_bytes = size_bytes;
+        return r;
+}
+
+static void memory_close(struct block *block)
+{
+        struct memory_file *m = to_memory(block);
+
+        block_done(block);
+        free(m->bytes);
+        free(m);
+}
+
+static const struct block_driver block_memory = {
+        .name = "memory",
+        .close = memory_close,
+        .submit = memory_submit,
+        .resize = memory_resize,
+};
+
+struct memory_file *memory_file_new(uv_loop_t *loop, const uint8_t *bytes, uint64_t size_bytes)
+{
+        struct memory_file *m = calloc(1, sizeof(*m));
+
+        if (!m || block_init(&m->block, &block_memory, &(struct block_opening){ .loop = loop, .path = "memory" }, NULL) < 0)
+                abort();
+        m->fail_after = -1;
+        if (grow(m, size_bytes) < 0)
+                abort();
+        if (size_bytes)
+                memcpy(m->bytes, bytes, size_bytes);
+        m->block.info = (struct block_info){
+                .size_bytes = align_up(size_bytes, BLOCK_SECTOR), .logical_bytes = 512, .physical_bytes = 4096, .discard_bytes = 4096,
+                .zeroes_bytes = 1u << 30, .grows = true,
+        };
+        return m;
+}
+
+void memory_log_done(struct memory_log *log)
+{
+        for (unsigned n = 0; n < log->events; n++)
+                free(log->event[n].bytes);
+        free(log->event);
+        *log = (struct memory_log){ 0 };
+}
+
+void memory_replay(uint8_t *bytes, uint64_t size_bytes, const struct memory_event *event, uint64_t from, uint64_t to)
+{
+        to = MIN(to, event->size_bytes);
+        if (event->op == BLOCK_FLUSH || from >= to || event->offset_bytes + to > size_bytes)
+                return;
+        if (event->bytes)
+                memcpy(bytes + event->offset_bytes + from, event->bytes + from, to - from);
+        else
+                memset(bytes + event->offset_bytes + from, 0, to - from);
+}

@@ -1,0 +1,36 @@
+/*
+ * For tests: a file in memory as a block node, that remembers what was done to it, and fails when told to.
+ *
+ * Requests complete in the order they came, from the loop or a wait. Reads behind the end are zeroes, writes there make it longer.
+ */
+#pragma once
+
+#include "block/block.h"
+
+struct memory_event {
+        enum block_op op;        /* BLOCK_WRITE, BLOCK_WRITE_ZEROES (discards, too), BLOCK_FLUSH */
+        uint64_t offset_bytes, size_bytes;
+        uint8_t *bytes;          /* of a write */
+};
+
+struct memory_log {
+        struct memory_event *event;
+        unsigned events, room;
+};
+
+struct memory_file {
+        struct block block;
+        uint8_t *bytes;
+        uint64_t size_bytes, room_bytes;
+        uint64_t limit_bytes;    /* -ENOSPC behind it; 0: none */
+        struct memory_log *log;  /* borrowed; NULL: nobody asks */
+        long fail_after;         /* so many requests go well, the next one does not; below 0: all do */
+        int fail_error;          /* -errno */
+        bool failed;
+};
+
+/* Takes a copy of bytes. */
+struct memory_file *memory_file_new(uv_loop_t *loop, const uint8_t *bytes, uint64_t size_bytes);
+void memory_log_done(struct memory_log *log);
+/* Does to bytes (of size_bytes, which is never passed) what an event did, [from, to) of its bytes. */
+void memory_replay(uint8_t *bytes, uint64_t size_bytes, const struct memory_event *event, uint64_t from, uint64_t to);

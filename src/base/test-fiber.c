@@ -53,12 +53,11 @@ static void waits_and_goes_on(void **state)
 
 static void starts_others(void *arg)
 {
-        struct fiber *inner = NULL;
+        struct fiber **inner = arg;
 
-        assert_int_equal(fiber_start(stops_twice, &inner), 0);
+        assert_int_equal(fiber_start(stops_twice, inner), 0);
         tell("(");
-        fiber_wake(inner);
-        *(struct fiber **)arg = inner;
+        fiber_wake(*inner);
         tell(")");
 }
 

@@ -516,7 +516,7 @@ static int delete(struct qcow2 *q, struct list *list, struct entry *e)
         return r;
 }
 
-static int apply(struct qcow2 *q, const struct entry *e)
+static int apply(struct qcow2 *q, struct list *list, struct entry *e)
 {
         uint64_t offset, old_offset = q->header.l1_offset, counted;
         uint32_t old_entries = q->header.l1_entries;
@@ -554,46 +554,33 @@ static int apply(struct qcow2 *q, const struct entry *e)
         return r;
 }
 
-/* Which one, and nothing else in the way. */
-static int with_entry(struct block *block, const char *which, struct list *list, struct entry **e, struct err *err)
+/* Does `change` to the one that is named; what: in words. */
+static int change_one(struct block *block, const char *which, const char *what, int (*change)(struct qcow2 *q, struct list *list, struct entry *e),
+                      struct err *err)
 {
-        int r = read_list(to_qcow2(block), list, err);
+        struct qcow2 *q = to_qcow2(block);
+        struct list list;
+        struct entry *e;
+        int r = read_list(q, &list, err);
 
         if (r < 0)
                 return r;
-        *e = find(list, which);
-        r = *e ? begin(to_qcow2(block), err) : err_set(err, -ENOENT, "disk %s has no snapshot %s", block->path, which);
-        if (r < 0)
-                list_done(list);
+        e = find(&list, which);
+        r = e ? begin(q, err) : err_set(err, -ENOENT, "disk %s has no snapshot %s", block->path, which);
+        if (r == 0)
+                r = end(q, change(q, &list, e), what, which, err);
+        list_done(&list);
         return r;
 }
 
 static int snapshot_delete(struct block *block, const char *which, struct err *err)
 {
-        struct qcow2 *q = to_qcow2(block);
-        struct entry *e;
-        struct list list;
-        int r = with_entry(block, which, &list, &e, err);
-
-        if (r < 0)
-                return r;
-        r = end(q, delete(q, &list, e), "delete", which, err);
-        list_done(&list);
-        return r;
+        return change_one(block, which, "delete", delete, err);
 }
 
 static int snapshot_apply(struct block *block, const char *which, struct err *err)
 {
-        struct qcow2 *q = to_qcow2(block);
-        struct entry *e;
-        struct list list;
-        int r = with_entry(block, which, &list, &e, err);
-
-        if (r < 0)
-                return r;
-        r = end(q, apply(q, e), "go back to", which, err);
-        list_done(&list);
-        return r;
+        return change_one(block, which, "go back to", apply, err);
 }
 
 static int snapshot_list(struct block *block, json_t *into, struct err *err)

@@ -10,6 +10,7 @@
 #include <errno.h>
 
 #include "base/fiber.h"
+#include "block/bitmap.h"
 
 struct block_idle {
         uv_idle_t handle;
@@ -43,11 +44,19 @@ static void call_soon(struct block *block)
         uv_idle_start(&block->idle->handle, idle_ran);
 }
 
+/* Whoever reads a bitmap, and then the disk, finds what the write left, or will find the bit. */
+static void finish_request(struct block *block, struct block_request *req, int result)
+{
+        if (block->bitmaps)
+                block_bitmaps_wrote(block, req);
+        block->in_flight--;
+        req->done(req, result);
+}
+
 void block_complete(struct block *block, struct block_request *req, int result)
 {
         if (!block->submitting) {
-                block->in_flight--;
-                req->done(req, result);
+                finish_request(block, req, result);
                 return;
         }
         req->result = result;
@@ -72,8 +81,7 @@ static void run_later(struct block *block)
         while (req) {
                 struct block_request *next = req->next;
 
-                block->in_flight--;
-                req->done(req, req->result);
+                finish_request(block, req, req->result);
                 req = next;
         }
         batch(block);
@@ -231,13 +239,59 @@ int block_status_through(struct block *block, uint64_t offset_bytes, uint64_t si
         return 0;
 }
 
-int block_resize(struct block *block, uint64_t size_bytes, struct err *err)
+int block_count_data(struct block *block, uint64_t unit_bytes, uint64_t *bytes)
+{
+        uint64_t at = 0, counted = 0, end = block->info.size_bytes; /* up to `counted` it is done */
+
+        for (*bytes = 0; at < end;) {
+                struct block_extent extent;
+                int r = block_status_through(block, at, end - at, &extent);
+
+                if (r < 0)
+                        return r;
+                at += extent.size_bytes;
+                if (!extent.zero && at > counted) {
+                        uint64_t from = MAX(align_down(at - extent.size_bytes, unit_bytes), counted);
+
+                        counted = align_up(at, unit_bytes);
+                        *bytes += counted - from;
+                }
+        }
+        return 0;
+}
+
+int block_reopen(struct block *block, bool writable, struct err *err)
+{
+        static const enum block_role roles[] = { BLOCK_FILE, BLOCK_DATA };
+        int r = 0;
+
+        if (block->info.readonly == !writable)
+                return 0;
+        block_drain(block);
+        if (!writable && block->driver->reopen)
+                r = block->driver->reopen(block, false, err);
+        for (unsigned n = 0; n < ARRAY_SIZE(roles) && r == 0; n++)
+                if (block->child[roles[n]])
+                        r = block_reopen(block->child[roles[n]], writable, err);
+        if (r == 0 && writable && block->driver->reopen)
+                r = block->driver->reopen(block, true, err);
+        return r;
+}
+
+static int resize(struct block *block, uint64_t size_bytes, struct err *err)
 {
         if (block->info.readonly)
                 return err_set(err, -EROFS, "disk %s is read-only", block->path);
         if (!block->driver->resize)
                 return err_set(err, -EOPNOTSUPP, "disk %s: a %s image cannot be resized", block->path, block->driver->name);
         return block->driver->resize(block, size_bytes, err);
+}
+
+int block_resize(struct block *block, uint64_t size_bytes, struct err *err)
+{
+        int r = resize(block, size_bytes, err);
+
+        return r == 0 && block->bitmaps ? block_bitmaps_resize(block, block->info.size_bytes, err) : r;
 }
 
 /* ---- the end ---- */
@@ -272,6 +326,7 @@ int block_init(struct block *block, const struct block_driver *driver, const str
 
 void block_done(struct block *block)
 {
+        block_bitmaps_free(block);
         uv_close((uv_handle_t *)&block->idle->handle, idle_closed);
         free(block->path);
 }

@@ -30,6 +30,7 @@
 #define BLOCK_SECTOR 512
 
 struct block;
+struct block_bitmap;
 struct block_driver;
 
 enum block_op {
@@ -150,6 +151,13 @@ struct block_snapshot_ops {
         int (*delete)(struct block *block, const char *which, struct err *err);
 };
 
+/* How large the file of a new image would be. */
+struct block_measure {
+        uint64_t required_bytes;        /* with what the source has, compared with zeroes or a backing file */
+        uint64_t fully_allocated_bytes; /* with all of the disk written */
+        uint64_t bitmaps_bytes;         /* for the source's bitmaps besides */
+};
+
 struct block_driver {
         const char *name; /* "qcow2" */
         const char *text; /* one line for help */
@@ -180,6 +188,16 @@ struct block_driver {
         /* Nobody else uses it, and it was opened for that: BLOCK_OPEN_REPAIR. NULL: there is nothing to check. */
         int (*check)(struct block *block, struct block_check *check, struct err *err);
         const struct block_snapshot_ops *snapshots; /* NULL: the format has none */
+        /* Lets writes in, or keeps them out from now on; the core has drained it, and does its file and data first. NULL: nothing is to do. */
+        int (*reopen)(struct block *block, bool writable, struct err *err);
+        /* The image names another backing file from now on (NULL: none), which is not opened. NULL: it cannot. */
+        int (*set_backing)(struct block *block, const char *name, const char *format, struct err *err);
+        /* Other options of an existing image; all of them or none. NULL: it has none that can change. */
+        int (*amend)(struct block *block, const struct block_option *option, unsigned options, struct err *err);
+        /* source may be NULL: nothing is written. Blocking. NULL: as long as the disk. */
+        int (*measure)(const struct block_creation *creation, struct block *source, struct block_measure *measure, struct err *err);
+        /* Whether the image could keep a bitmap of that kind besides those it has. NULL: it keeps none. */
+        int (*keep_bitmap)(struct block *block, const char *name, uint32_t granularity_bytes, struct err *err);
         /* Adds what there is to say of it, for `virta disk info`. */
         int (*describe)(struct block *block, json_t *into);
 };
@@ -197,6 +215,7 @@ struct block {
         unsigned in_flight;     /* submitted and not done */
         unsigned submitting;    /* within its submit: what completes there is done later */
         struct block_request *later, **later_last;
+        struct block_bitmap *bitmaps; /* bitmap.h */
         struct block_idle *idle; /* has the loop come back for these */
         void (*listener)(void *ctx);
         void *listener_ctx;
@@ -294,6 +313,10 @@ int block_batch_wait(struct block_batch *batch, struct block *block) _must_check
 int block_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
 /* The same with what the disks behind it say: present is whether any of them has it. */
 int block_status_through(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
+/* How much of the disk, in units of unit_bytes (a power of two), has something in it that is not known to be zeroes. */
+int block_count_data(struct block *block, uint64_t unit_bytes, uint64_t *bytes) _must_check_;
+/* From read-only to writable or back. -EBUSY: somebody else uses the file. What it has as backing files stays read-only. */
+int block_reopen(struct block *block, bool writable, struct err *err) _must_check_;
 /* -EOPNOTSUPP: the format cannot. */
 int block_resize(struct block *block, uint64_t size_bytes, struct err *err) _must_check_;
 

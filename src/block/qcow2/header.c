@@ -33,7 +33,9 @@ int qcow2_probe(const uint8_t *head, size_t size_bytes)
 
 static void mark_work(void *arg)
 {
-        (void)qcow2_mark(arg, QCOW2_INCOMPATIBLE_CORRUPT, true);
+        struct qcow2 *q = arg;
+
+        q->unmarked = qcow2_mark(q, QCOW2_INCOMPATIBLE_CORRUPT, true) < 0;
 }
 
 int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
@@ -49,8 +51,9 @@ int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
         if (!first)
                 return -EIO;
         log_warning("disk %s is damaged: %s; nothing is written to it any more (virta disk check --repair)", q->block.path, text);
+        /* Whoever found it may be no fiber, and must not wait. Without memory for one it is marked at the end. */
         if (!q->block.info.readonly && q->header.version >= 3 && q->opened)
-                first = fiber_start(mark_work, q) == 0; /* whoever found it may be no fiber, and must not wait */
+                q->unmarked = fiber_start(mark_work, q) < 0;
         return -EIO;
 }
 
@@ -553,8 +556,10 @@ static int qcow2_finish(struct block *block, struct err *err)
         struct qcow2 *q = to_qcow2(block);
         int r = 0;
 
+        if (q->unmarked)
+                r = qcow2_mark(q, QCOW2_INCOMPATIBLE_CORRUPT, true);
         if (block->info.readonly || q->broken)
-                return 0;
+                return r < 0 ? err_errno(err, r, "disk %s is damaged, and cannot be marked so", block->path) : 0;
         qcow2_pack_return(q);
         r = qcow2_flush(q);
         if (r == 0)

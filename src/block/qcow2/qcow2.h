@@ -169,6 +169,7 @@ struct qcow2 {
         bool opened;                     /* all of it is there */
         bool counts_wrong;               /* something failed half-way: the dirty bit stays until somebody counts */
         bool broken;                     /* tables are not what they should be: nothing is written any more */
+        bool unmarked;                   /* and the image does not say so yet */
 
         /* compress.c */
         struct work_queue *work;

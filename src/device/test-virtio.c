@@ -510,6 +510,11 @@ static unsigned get_split(struct test_ring *r, uint32_t *written)
         return id;
 }
 
+unsigned test_ring_used(const struct test_ring *r)
+{
+        return r->packed ? has_used(r) : (uint16_t)(get16(r->device_at + 2) - r->used);
+}
+
 void *test_ring_get(struct test_ring *r, uint32_t *written)
 {
         uint32_t bytes;

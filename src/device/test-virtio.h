@@ -91,6 +91,8 @@ bool test_ring_add(struct test_ring *r, const struct test_buffer *out, unsigned 
 /* Notifies if the device wants it, or always; whether it did. */
 bool test_ring_kick(struct test_ring *r);
 void test_ring_notify(struct test_ring *r);
+/* Used buffers that can be seen and were not got; of a packed ring at most 1. */
+unsigned test_ring_used(const struct test_ring *r);
 /* The next used buffer's token, NULL when there is none. */
 void *test_ring_get(struct test_ring *r, uint32_t *written);
 /* Asks for interrupts from the next used buffer on, or for none; on returns true when there are used buffers already. */

@@ -21,7 +21,8 @@ struct echo {
         bool held;
         struct virtio_chain held_chain;
         struct virtio_iov held_iov;
-        unsigned reverse; /* give back in the other order, so many at a time */
+        unsigned reverse;  /* give back in the other order, so many at a time */
+        unsigned together; /* give back in groups of so many, each group at once */
 };
 
 static struct echo *to_echo(struct virtio *v)
@@ -53,6 +54,24 @@ static void echo_reverse(struct echo *echo, unsigned queue)
         free(iov);
 }
 
+static void echo_together(struct echo *echo, unsigned queue)
+{
+        struct virtio_chain chain[4] = { 0 };
+        unsigned n = 0;
+
+        while (virtqueue_pop(&echo->v, queue, &echo->iov, &chain[n]) > 0) {
+                chain[n].written = copy(&chain[n]);
+                chain[n].in_count = 0; /* echo->iov is the next one's now */
+                if (++n == echo->together) {
+                        virtqueue_push_together(&echo->v, queue, chain, n);
+                        n = 0;
+                }
+        }
+        while (n)
+                virtqueue_unpop(&echo->v, queue, &chain[--n]);
+        virtqueue_interrupt(&echo->v, queue);
+}
+
 static void echo_notify(struct virtio *v, unsigned queue)
 {
         struct echo *echo = to_echo(v);
@@ -67,8 +86,8 @@ static void echo_notify(struct virtio *v, unsigned queue)
                 virtio_hold(v);
                 return;
         }
-        if (echo->reverse) {
-                echo_reverse(echo, queue);
+        if (echo->reverse || echo->together) {
+                (echo->together ? echo_together : echo_reverse)(echo, queue);
                 return;
         }
         while (virtqueue_pop(v, queue, &echo->iov, &chain) > 0) {
@@ -780,6 +799,7 @@ struct race {
         bool pending;
         bool failed;
         unsigned buffers;
+        unsigned together; /* buffers that must be seen at once, 1 for none */
         uint64_t gpa;
         uv_async_t stop;
 };
@@ -817,14 +837,23 @@ static void *race_driver(void *arg)
         unsigned sent = 0, back = 0;
 
         while (back < race->buffers && !race->failed) {
-                unsigned batch = 1 + sent % 5;
+                unsigned batch = (1 + sent % 5) * race->together;
 
                 while (sent < race->buffers && batch-- && test_ring_add(ring, &out, 1, &in, 1, race))
                         sent++;
                 test_ring_kick(ring);
                 test_ring_interrupts(ring, false);
-                while (test_ring_get(ring, NULL))
-                        back++;
+                /* Who looks all the time sees parts of a group, if there are any. */
+                for (unsigned look = race->together > 1 ? 20000 : 0, used = 0; look && !used && back < sent; look--) {
+                        used = test_ring_used(ring);
+                        race->failed |= !ring->packed && used % race->together;
+                }
+                while (test_ring_get(ring, NULL)) {
+                        if (back++ % race->together == 0) {
+                                for (unsigned rest = 1; rest < race->together; rest++, back++)
+                                        race->failed |= !test_ring_get(ring, NULL);
+                        }
+                }
                 if (!test_ring_interrupts(ring, true) && (sent == race->buffers || ring->free_slots < 4) && back < sent)
                         race_wait(race);
         }
@@ -842,12 +871,17 @@ static void test_race(void **state)
 {
         struct fixture *f = *state;
 
-        for (unsigned mask = 0; mask < 4; mask++) {
+        for (unsigned mask = 0; mask < 8; mask++) {
                 struct race race = {
-                        .f = f, .lock = PTHREAD_MUTEX_INITIALIZER, .interrupt = PTHREAD_COND_INITIALIZER, .buffers = 20000
+                        .f = f,
+                        .lock = PTHREAD_MUTEX_INITIALIZER,
+                        .interrupt = PTHREAD_COND_INITIALIZER,
+                        .buffers = 20000,
+                        .together = mask & 4 ? 4 : 1,
                 };
                 pthread_t thread;
 
+                f->echo->together = mask & 4;
                 race.gpa = test_alloc(&f->bed, 4096);
                 start(f,
                       (mask & 1 ? UINT64_C(1) << VIRTIO_F_RING_EVENT_IDX : 0) |

@@ -113,7 +113,8 @@ struct ring_format {
         /* Descriptors of an indirect table through chain_add(). */
         int (*walk_table)(struct chain_builder *b, const uint8_t *table, unsigned entries);
         void (*unpop)(struct virtqueue *q, const struct virtio_chain *chain);
-        void (*push)(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written);
+        /* One or more, which the driver sees all at once. */
+        void (*push)(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chains, unsigned count);
         bool (*wants_interrupt)(const struct virtqueue *q);
         /* Whether the driver shall notify. */
         void (*ask)(struct virtio *v, struct virtqueue *q, bool notify);

@@ -291,8 +291,9 @@ static int deliver(struct virtio_net *card, const struct iovec *iov, unsigned co
                                 part_at = 0;
                         }
                 }
-                virtqueue_push(v, RX, chain, (uint32_t)at);
+                chain->written = (uint32_t)at;
         }
+        virtqueue_push_together(v, RX, card->rx_chain, chains);
         card->rx_pushed = true;
         return 0;
 }

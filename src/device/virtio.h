@@ -101,6 +101,7 @@ struct virtio_chain {
         uint16_t descriptors; /* ring slots it used (packed) */
         uint16_t out_count, in_count;
         uint32_t out_bytes, in_bytes;
+        uint32_t written; /* bytes of in that virtqueue_push() gives back */
         struct iovec *out, *in; /* into guest memory; valid until the next virtqueue_pop() with the same storage */
 };
 
@@ -171,6 +172,11 @@ void virtqueue_unpop(struct virtio *v, unsigned queue, const struct virtio_chain
  * chain->in must still be valid. The driver sees nothing of it when the queue was reset meanwhile.
  */
 void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain *chain, uint32_t written);
+/*
+ * Gives back chains that hold one thing together, each with its own written, in the order they were popped: the driver sees all
+ * of them at once or none. (Linux drops a network frame of which it sees a part.)
+ */
+void virtqueue_push_together(struct virtio *v, unsigned queue, const struct virtio_chain *chains, unsigned count);
 /* Interrupts the driver when it wants that (event index, flags); after one or more pushes, once a batch. */
 void virtqueue_interrupt(struct virtio *v, unsigned queue);
 /* Whether buffers are there, without taking one. */

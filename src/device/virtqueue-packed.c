@@ -114,24 +114,34 @@ static void packed_unpop(struct virtqueue *q, const struct virtio_chain *chain)
         q->avail_idx = (uint16_t)back;
 }
 
-static void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written)
+/* The driver looks at the slots in order, so the first one's flags, stored last, show it all of them (§2.8.6). */
+static void packed_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chains, unsigned count)
 {
-        uint8_t *at = slot_at(q, q->used_idx);
-        unsigned next = q->used_idx + chain->descriptors;
-        uint16_t flags = q->used_wrap ? PACKED_F_AVAIL | PACKED_F_USED : 0;
+        uint8_t *first = slot_at(q, q->used_idx);
+        uint16_t first_flags = 0;
 
-        if (written)
-                flags |= DESC_F_WRITE; /* §2.8.8: the length says something */
-        ring_store32(at + 8, written);
-        ring_store16(at + 12, chain->head);
-        ring_store16_release(at + 14, flags);
-        if (next >= q->size) {
-                next -= q->size;
-                q->used_wrap = !q->used_wrap;
+        for (unsigned i = 0; i < count; i++) {
+                uint8_t *at = slot_at(q, q->used_idx);
+                unsigned next = q->used_idx + chains[i].descriptors;
+                uint16_t flags = q->used_wrap ? PACKED_F_AVAIL | PACKED_F_USED : 0;
+
+                if (chains[i].written)
+                        flags |= DESC_F_WRITE; /* §2.8.8: the length says something */
+                ring_store32(at + 8, chains[i].written);
+                ring_store16(at + 12, chains[i].head);
+                if (i == 0)
+                        first_flags = flags;
+                else
+                        ring_store16_release(at + 14, flags);
+                if (next >= q->size) {
+                        next -= q->size;
+                        q->used_wrap = !q->used_wrap;
+                }
+                q->used_idx = (uint16_t)next;
+                q->unsignalled = (uint16_t)MIN(q->unsignalled + chains[i].descriptors, INT16_MAX);
+                ring_written(v, at, sizeof(struct virtq_desc));
         }
-        q->used_idx = (uint16_t)next;
-        q->unsignalled = (uint16_t)MIN(q->unsignalled + chain->descriptors, INT16_MAX);
-        ring_written(v, at, sizeof(struct virtq_desc));
+        ring_store16_release(first + 14, first_flags);
 }
 
 /* §2.8.10: the event is a slot in this or the previous round of the ring. */

@@ -105,18 +105,18 @@ static void split_unpop(struct virtqueue *q, const struct virtio_chain *chain)
         q->avail_idx--;
 }
 
-static void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chain, uint32_t written)
+static void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chains, unsigned count)
 {
-        uint8_t *entry = q->device + 4 + 8 * (q->used_idx & (q->size - 1));
+        for (unsigned i = 0; i < count; i++, q->used_idx++) {
+                uint8_t *entry = q->device + 4 + 8 * (q->used_idx & (q->size - 1));
 
-        ring_store32(entry, chain->head);
-        ring_store32(entry + 4, written);
-        q->used_idx++;
-        /* The entry before the index that announces it (§2.7.8.2). */
+                ring_store32(entry, chains[i].head);
+                ring_store32(entry + 4, chains[i].written);
+                ring_written(v, entry, 8);
+        }
+        /* The entries before the index that announces them (§2.7.8.2). */
         ring_store16_release(q->device + 2, q->used_idx);
-        if (q->unsignalled < INT16_MAX)
-                q->unsignalled++;
-        ring_written(v, entry, 8);
+        q->unsignalled = (uint16_t)MIN(q->unsignalled + count, (unsigned)INT16_MAX);
         ring_written(v, q->device, 4);
 }
 

@@ -160,13 +160,23 @@ void virtqueue_unpop(struct virtio *v, unsigned queue, const struct virtio_chain
 
 void virtqueue_push(struct virtio *v, unsigned queue, const struct virtio_chain *chain, uint32_t written)
 {
+        struct virtio_chain one = *chain;
+
+        one.written = written;
+        virtqueue_push_together(v, queue, &one, 1);
+}
+
+void virtqueue_push_together(struct virtio *v, unsigned queue, const struct virtio_chain *chains, unsigned count)
+{
         struct virtqueue *q = ready_queue(v, queue);
 
         /* Also when the queue was reset meanwhile: the memory was written all the same. */
-        for (unsigned i = 0; i < chain->in_count; i++)
-                ring_written(v, chain->in[i].iov_base, chain->in[i].iov_len);
+        for (unsigned i = 0; i < count; i++) {
+                for (unsigned j = 0; j < chains[i].in_count; j++)
+                        ring_written(v, chains[i].in[j].iov_base, chains[i].in[j].iov_len);
+        }
         if (q)
-                q->format->push(v, q, chain, written);
+                q->format->push(v, q, chains, count);
 }
 
 void virtqueue_interrupt(struct virtio *v, unsigned queue)

@@ -443,7 +443,7 @@ static int rebuild(struct walk *w)
         table = calloc(table_clusters, q->cluster_bytes);
         if (!table)
                 return -ENOMEM;
-        qcow2_cache_done(q); /* counts as they were */
+        table_cache_done(&q->cache); /* counts as they were */
         r = write_blocks(w, first, table, blocks);
         if (r == 0)
                 r = write_l1(q, (first + blocks) << q->header.cluster_bits, table, table_clusters * q->cluster_bytes / 8);

@@ -292,7 +292,7 @@ static int write_cluster(struct qcow2 *q, const struct cluster *c, uint64_t *ent
 
 static int name_cluster(struct qcow2 *q, uint64_t at, uint64_t entry)
 {
-        struct qcow2_page *page;
+        struct table_page *page;
         uint8_t *place_of;
         int r = qcow2_entry_get(q, at, &page, &place_of);
 
@@ -330,7 +330,7 @@ static int write_some(struct qcow2 *q, struct block_request *guest, struct batch
                 r = qcow2_cache_write(q);
         if (r == 0 && q->header.version < 3)
                 r = block_flush(q->file);
-        q->written++;
+        q->cache.written++;
         for (unsigned n = 0; n < count && r == 0; n++, at += q->cluster_bytes)
                 r = batch->cluster[n].size_bytes ? name_cluster(q, at, entry[n]) : write_plain(q, at, &batch->cluster[n]);
         return r;

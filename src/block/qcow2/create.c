@@ -205,9 +205,8 @@ static int make(struct qcow2 *q, const struct block_creation *creation, struct e
         if ((creation->backing && !q->backing_name) || (creation->backing_format && !q->backing_format))
                 return err_nomem(err);
         qcow2_geometry(q);
-        r = qcow2_cache_init(q, (size_t)1 << 20, err);
-        if (r == 0)
-                r = lay_out(q, &layout, err);
+        qcow2_cache_init(q, (size_t)1 << 20);
+        r = lay_out(q, &layout, err);
         return r == 0 ? write_all(q, &layout, err) : r;
 }
 
@@ -219,7 +218,7 @@ int qcow2_create(struct block *file, const struct block_creation *creation, stru
         };
         int r = make(&q, creation, err);
 
-        qcow2_cache_done(&q);
+        table_cache_done(&q.cache);
         qcow2_refcounts_close(&q);
         free(q.backing_name);
         free(q.backing_format);

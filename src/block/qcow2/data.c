@@ -438,9 +438,9 @@ static int name_clusters(struct qcow2 *q, const struct filling *f)
         uint64_t start = align_down(f->from, q->cluster_bytes);
         int r = 0;
 
-        q->written++;
+        q->cache.written++;
         for (uint64_t at = start; at < f->to && r == 0; at += q->cluster_bytes) {
-                struct qcow2_page *page;
+                struct table_page *page;
                 uint64_t old, bitmap;
                 uint8_t *entry;
 
@@ -538,7 +538,7 @@ static int plan(struct qcow2 *q, struct block_request *guest, const struct qcow2
 static int fill_some(struct qcow2 *q, struct block_request *guest, const struct qcow2_run *run)
 {
         struct filling f;
-        struct qcow2_page *page;
+        struct table_page *page;
         uint8_t *entry;
         int r = qcow2_entry_get(q, guest->offset_bytes + guest->transferred, &page, &entry); /* the table must be there */
 
@@ -636,7 +636,7 @@ static void submit_write(struct qcow2 *q, struct block_request *guest)
 /* Entry of a whole cluster that reads as zeroes, or is not needed, from now on. */
 static int clear_entry(struct qcow2 *q, uint64_t at, bool zeroes, bool unmap)
 {
-        struct qcow2_page *page;
+        struct table_page *page;
         uint8_t *entry;
         uint64_t old, new;
         bool keep;
@@ -770,7 +770,7 @@ int qcow2_flush(struct qcow2 *q)
         asked = q->flushes_asked;
         released = q->pending;
         q->pending = NULL;
-        written = q->written;
+        written = q->cache.written;
         if (q->data != q->file)
                 r = block_flush(q->data);
         if (r == 0)
@@ -778,7 +778,7 @@ int qcow2_flush(struct qcow2 *q)
         if (r == 0)
                 r = block_flush(q->file);
         if (r == 0) {
-                q->flushed = MAX(q->flushed, written);
+                q->cache.flushed = MAX(q->cache.flushed, written);
                 q->flushes_done = asked;
                 r = qcow2_release_now(q, released);
         } else {

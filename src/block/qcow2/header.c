@@ -134,6 +134,17 @@ void qcow2_geometry(struct qcow2 *q)
         q->refcount_max = bits == 64 ? UINT64_MAX : (UINT64_C(1) << bits) - 1;
 }
 
+static int flush_data(struct table_cache *cache)
+{
+        return block_flush(container_of(cache, struct qcow2, cache)->data);
+}
+
+void qcow2_cache_init(struct qcow2 *q, size_t max_bytes)
+{
+        table_cache_init(&q->cache, (uint32_t)MIN(q->cluster_bytes, (uint64_t)TABLE_PAGE_BYTES), max_bytes);
+        q->cache.barrier = flush_data;
+}
+
 static int check_fixed(struct qcow2 *q, struct err *err)
 {
         const struct qcow2_header *h = &q->header;
@@ -393,7 +404,7 @@ static void qcow2_close(struct block *block)
 
         block_drain(q->file); /* what runs behind the requests, too */
         qcow2_data_done(q);
-        qcow2_cache_done(q);
+        table_cache_done(&q->cache);
         qcow2_refcounts_close(q);
         while (q->extension) {
                 struct qcow2_extension *next = q->extension->next;
@@ -510,10 +521,10 @@ static int open_all(struct qcow2 *q, const struct block_opening *opening, struct
         if (r == 0)
                 r = read_header(q, opening->flags, err);
 
-        if (r == 0)
-                r = qcow2_cache_init(q, TABLE_BYTES, err);
-        if (r == 0)
+        if (r == 0) {
+                qcow2_cache_init(q, TABLE_BYTES);
                 r = read_l1(q, err);
+        }
         if (r == 0)
                 r = qcow2_refcounts_open(q, err);
         if (r == 0)

@@ -25,7 +25,7 @@ static uint64_t l2_place(const struct qcow2 *q, uint64_t offset)
 }
 
 /* *page NULL and 0: there is no table. */
-static int table_page(struct qcow2 *q, uint64_t offset, bool wait, struct qcow2_page **page)
+static int table_page(struct qcow2 *q, uint64_t offset, bool wait, struct table_page **page)
 {
         uint32_t index = l1_index(q, offset);
         uint64_t table = index < q->header.l1_entries ? q->l1[index] & QCOW2_OFFSET : 0;
@@ -114,7 +114,7 @@ int qcow2_map(struct qcow2 *q, uint64_t offset, uint64_t size_bytes, bool wait, 
         uint64_t page_span = (uint64_t)q->cache.page_bytes / q->l2_entry_bytes << q->header.cluster_bits;
         uint64_t page_end = align_down(offset, page_span) + page_span;
         struct unit first, next;
-        struct qcow2_page *page;
+        struct table_page *page;
         const uint8_t *entry;
         int r = table_page(q, offset, wait, &page);
 
@@ -197,7 +197,7 @@ static int make_table(struct qcow2 *q, uint32_t index)
         return old & QCOW2_OFFSET ? qcow2_release(q, (old & QCOW2_OFFSET) >> q->header.cluster_bits, 1) : 0;
 }
 
-int qcow2_entry_get(struct qcow2 *q, uint64_t offset, struct qcow2_page **page, uint8_t **entry)
+int qcow2_entry_get(struct qcow2 *q, uint64_t offset, struct table_page **page, uint8_t **entry)
 {
         uint32_t index = l1_index(q, offset);
         int r = 0;

@@ -2,7 +2,6 @@
  * The qcow2 image format, versions 2 and 3 (QEMU, docs/interop/qcow2: "the specification" here). What the files of this folder share.
  *
  *   header.c     the header with its extensions; opening, closing, describing
- *   cache.c      pages of tables in memory
  *   refcount.c   counts of the file's clusters, and taking and giving back clusters
  *   map.c        from places of the guest to places of the file: L1, L2
  *   data.c       requests: reading, writing, zeroes, discarding, flushing
@@ -17,7 +16,7 @@
  *   1. A cluster is taken only once its count is 1 on stable storage. Counts are raised ahead, for many clusters at once (the reserve),
  *      so taking one is a matter of memory. A crash leaves the reserve as lost space, which a check gives back.
  *   2. A table's page that names a new cluster may be written at any time when the cluster reads as zeroes until it is written to, and so did
- *      the guest's; else behind a flush of what was written to the cluster (qcow2_page.after).
+ *      the guest's; else behind a flush of what was written to the cluster (table_page.after).
  *   3. A cluster that nobody names any more is given back, its count lowered, behind the flush that made that so (pending).
  *   4. A new L2 table or refcount block is whole on stable storage before L1 or the refcount table names it.
  *
@@ -31,6 +30,7 @@
 
 #include "base/fiber.h"
 #include "block/block.h"
+#include "block/table-cache.h"
 
 #define QCOW2_MAGIC 0x514649fbu
 #define QCOW2_CLUSTER_BITS_MIN 9
@@ -99,28 +99,6 @@ struct qcow2_extent {
         bool fresh;            /* never written: reads as zeroes */
 };
 
-#define QCOW2_PAGE_BYTES 4096u
-
-struct qcow2_page {
-        uint64_t offset; /* in the file */
-        uint8_t *bytes;  /* of the cache's page size */
-        bool dirty, loading, writing, failed;
-        unsigned pins;
-        uint64_t after;  /* may be written once q->flushed has come to this */
-        struct qcow2_page *chain;          /* of those with the same hash */
-        struct qcow2_page *newer, *older;  /* in the order of use */
-        struct fiber_queue waiting;        /* for its bytes */
-};
-
-#define QCOW2_HASH_BITS 10
-
-struct qcow2_cache {
-        uint32_t page_bytes;
-        unsigned pages, pages_max, dirty;
-        struct qcow2_page *newest, *oldest;
-        struct qcow2_page *hash[1u << QCOW2_HASH_BITS];
-};
-
 /* Places of the guest where somebody is about to put a cluster: others wait. */
 struct qcow2_busy {
         struct qcow2_busy *next;
@@ -143,7 +121,7 @@ struct qcow2 {
         bool extended;
         uint64_t *l1;                    /* host's byte order */
         struct fiber_lock l1_lock;
-        struct qcow2_cache cache;
+        struct table_cache cache;
 
         /* refcount.c */
         uint64_t *refcount_table;        /* host's byte order */
@@ -162,7 +140,6 @@ struct qcow2 {
         struct qcow2_part *parts;        /* free ones */
         struct qcow2_busy *busy;
         struct fiber_lock flush_lock;
-        uint64_t written, flushed;       /* writes that tables wait for (qcow2_page.after), and those of them that are on stable storage */
         uint64_t flushes_asked, flushes_done;
         struct qcow2_part *direct;       /* writes in flight to clusters as they are */
         struct fiber_queue direct_over;  /* for one of them to end */
@@ -212,6 +189,8 @@ int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...) _printf_(2, 3);
 extern const struct block_driver block_qcow2;
 /* What follows from the header's sizes. */
 void qcow2_geometry(struct qcow2 *q);
+/* Tables in memory take so much at most. */
+void qcow2_cache_init(struct qcow2 *q, size_t max_bytes);
 int qcow2_probe(const uint8_t *head, size_t size_bytes);
 /* Writes the header as q->header has it: its fixed part, which lies in one sector. Blocking; a flush is the caller's. */
 int qcow2_write_header(struct qcow2 *q);
@@ -220,27 +199,46 @@ int qcow2_write_header_cluster(struct qcow2 *q);
 /* Sets or clears an incompatible bit, on stable storage. */
 int qcow2_mark(struct qcow2 *q, uint64_t bit, bool on);
 
-/* ---- cache.c; blocking ---- */
+/* ---- tables; blocking, as table-cache.h has it ---- */
 
-int qcow2_cache_init(struct qcow2 *q, size_t max_bytes, struct err *err) _must_check_;
-void qcow2_cache_done(struct qcow2 *q);
-/* The page that holds that byte of the file, pinned. */
-int qcow2_page_get(struct qcow2 *q, uint64_t offset, struct qcow2_page **page) _must_check_;
-/* The same for a page that is not read: it is all zeroes, and dirty. */
-int qcow2_page_new(struct qcow2 *q, uint64_t offset, struct qcow2_page **page) _must_check_;
-void qcow2_page_put(struct qcow2_page *page);
-/* Not blocking; NULL: it is not here. Not pinned. */
-struct qcow2_page *qcow2_page_peek(struct qcow2 *q, uint64_t offset);
-/* It was changed. after_flush: what it says holds behind a flush of what was written so far. */
-void qcow2_page_changed(struct qcow2 *q, struct qcow2_page *page, bool after_flush);
-/* All dirty pages, a flush before those that want one. No flush afterwards. */
-int qcow2_cache_write(struct qcow2 *q);
-/* Forgets the pages of these bytes, written or not. */
-void qcow2_cache_forget(struct qcow2 *q, uint64_t offset, uint64_t size_bytes);
-
-static inline uint8_t *qcow2_page_at(const struct qcow2 *q, const struct qcow2_page *page, uint64_t offset)
+static inline int _must_check_ qcow2_page_get(struct qcow2 *q, uint64_t offset, struct table_page **page)
 {
-        return page->bytes + (offset & (q->cache.page_bytes - 1));
+        return table_page_get(&q->cache, q->file, offset, page);
+}
+
+static inline int _must_check_ qcow2_page_new(struct qcow2 *q, uint64_t offset, struct table_page **page)
+{
+        return table_page_new(&q->cache, q->file, offset, page);
+}
+
+static inline void qcow2_page_put(struct table_page *page)
+{
+        table_page_put(page);
+}
+
+static inline struct table_page *qcow2_page_peek(struct qcow2 *q, uint64_t offset)
+{
+        return table_page_peek(&q->cache, q->file, offset);
+}
+
+static inline void qcow2_page_changed(struct qcow2 *q, struct table_page *page, bool after_flush)
+{
+        table_page_changed(&q->cache, page, after_flush);
+}
+
+static inline int _must_check_ qcow2_cache_write(struct qcow2 *q)
+{
+        return table_cache_write(&q->cache);
+}
+
+static inline void qcow2_cache_forget(struct qcow2 *q, uint64_t offset, uint64_t size_bytes)
+{
+        table_cache_forget(&q->cache, q->file, offset, size_bytes);
+}
+
+static inline uint8_t *qcow2_page_at(const struct qcow2 *q, const struct table_page *page, uint64_t offset)
+{
+        return table_page_at(&q->cache, page, offset);
 }
 
 /* ---- refcount.c; blocking ---- */
@@ -285,7 +283,7 @@ int qcow2_map(struct qcow2 *q, uint64_t offset, uint64_t size_bytes, bool wait, 
  * The page with the L2 entry of the guest's byte, pinned, and where in it the entry is; its table is there and nobody's but the active one.
  * Blocking.
  */
-int qcow2_entry_get(struct qcow2 *q, uint64_t offset, struct qcow2_page **page, uint8_t **entry) _must_check_;
+int qcow2_entry_get(struct qcow2 *q, uint64_t offset, struct table_page **page, uint8_t **entry) _must_check_;
 int qcow2_write_l1(struct qcow2 *q, uint32_t index) _must_check_;
 /* Checks an offset that a table has: aligned, and within the file. */
 bool qcow2_offset_good(const struct qcow2 *q, uint64_t offset);

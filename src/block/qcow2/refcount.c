@@ -62,7 +62,7 @@ static uint64_t page_counts(const struct qcow2 *q)
 }
 
 /* The page with the cluster's count; NULL and 0: its block is not there, the count is 0. */
-static int page_of(struct qcow2 *q, uint64_t cluster, struct qcow2_page **page)
+static int page_of(struct qcow2 *q, uint64_t cluster, struct table_page **page)
 {
         uint64_t at = cluster >> q->refcount_block_bits, block;
 
@@ -77,7 +77,7 @@ static int page_of(struct qcow2 *q, uint64_t cluster, struct qcow2_page **page)
 
 int qcow2_refcount(struct qcow2 *q, uint64_t cluster, uint64_t *count)
 {
-        struct qcow2_page *page;
+        struct table_page *page;
         int r = page_of(q, cluster, &page);
 
         if (r < 0)
@@ -243,7 +243,7 @@ static int want_block(struct qcow2 *q, uint64_t cluster, uint64_t home)
 
 /* ---- changing counts ---- */
 
-static int add_in_page(struct qcow2 *q, struct qcow2_page *page, uint64_t cluster, uint64_t count, int64_t by)
+static int add_in_page(struct qcow2 *q, struct table_page *page, uint64_t cluster, uint64_t count, int64_t by)
 {
         uint64_t index = cluster & (page_counts(q) - 1);
 
@@ -264,7 +264,7 @@ int qcow2_refcount_add(struct qcow2 *q, uint64_t cluster, uint64_t count, int64_
 {
         while (count) {
                 uint64_t some = MIN(count, page_counts(q) - (cluster & (page_counts(q) - 1)));
-                struct qcow2_page *page;
+                struct table_page *page;
                 int r = page_of(q, cluster, &page);
 
                 if (r < 0)

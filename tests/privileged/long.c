@@ -285,6 +285,44 @@ static void check_paging(void)
         WRITE_CR(3, READ_CR(3));
 }
 
+/* Stores RCX to the two words at `at`, over and over. */
+static __attribute__((noinline)) void neighbours_at(uint64_t at, uint64_t count)
+{
+        TRY("1: movq %%rcx, (%%rdi)\n movq %%rcx, 8(%%rdi)\n decq %%rcx\n jnz 1b", "D"(at), "c"(count));
+}
+
+/* Neighbours on two pages in code that is hot, either of which may fault: 4.7; nothing before the one that does is undone, or done twice. */
+static void check_neighbours(void)
+{
+        uint64_t a = MAP, b = MAP + 4096, *first = (uint64_t *)(page_a + 4088), *second = (uint64_t *)page_b;
+
+        pd[512] = (uint64_t)pt | 7;
+        for (unsigned round = 0; round < 20; round++) {
+                map(0, page_a, P | RW);
+                map(1, page_b, P | RW);
+                neighbours_at(a + 64, 50);
+                check_eq("neighbours on one page", last.vector, NONE);
+                if (round & 1)
+                        neighbours_at(b - 8, 50);
+                map(0, page_a, P);
+                map(1, page_b, round & 2 ? P : P | RW);
+                *first = *second = 0;
+                neighbours_at(b - 8, 5);
+                CHECK_FAULT("the first of two neighbours, read-only", 14, 3);
+                check_eq("its CR2", last_cr2, b - 8);
+                check_eq("nothing was written", *first + *second, 0);
+                map(0, page_a, P | RW);
+                map(1, page_b, round & 2 ? P : 0);
+                neighbours_at(b - 8, 5);
+                CHECK_FAULT("the second of two neighbours", 14, round & 2 ? 3 : 2);
+                check_eq("its CR2", last_cr2, b);
+                check_eq("the first was written", *first, 5);
+                check_eq("the second was not", *second, 0);
+                if (!tcg)
+                        check_eq("RF in the frame", last.flags >> 16 & 1, 1);
+        }
+}
+
 /* User code, copied nowhere: all pages are user pages. Each is a naked piece that ends with int $0x80 or a fault. */
 #define USER(name, code) \
         static __attribute__((naked)) void name(void) { __asm__ volatile(code "\n int $0x80"); }
@@ -864,6 +902,7 @@ void main(void)
                 check_control();
         check_segments();
         check_paging();
+        check_neighbours();
         check_user();
         check_hot_calls();
         check_xstate();

@@ -10,7 +10,10 @@
  * The walk runs under MODE_STEP and TLB_CHECKED, so that each instruction is a block of its own and every store goes the slow way
  * past lock_step_store(); its TLB is left as it was, and the translation meets the misses it would meet alone. The walk goes on while
  * the next instruction follows the last, or is where a JMP forward leads, and is of the block. A translation may leave its block early
- * (a request, an instruction it leaves to the run loop), which the second walk finds.
+ * (a request, an instruction it leaves to the run loop, a group's look-up that failed), also before the instruction that faulted in the walk;
+ * the second walk finds that. The faults themselves are compared when the run loop, or a plain block, comes to the instruction.
+ *
+ * Accessed and dirty bits that the walk sets are put back, and not compared: a translation whose TLB has the page sets none.
  *
  * Limits: one processor, and no device that writes memory (bytes that the walk wrote are put back). Stores of the translation at places
  * where the interpreter stores nothing are not seen unless they change what is compared later. Instructions that cannot be
@@ -36,6 +39,7 @@ enum walk_end { WALK_END, WALK_FAULT, WALK_CANNOT };
 struct store {
         uint8_t *host;
         unsigned size_bytes;
+        bool entry; /* of a page table */
         uint8_t before[PIECE], walk[PIECE], translation[PIECE];
 };
 
@@ -86,7 +90,7 @@ bool lock_step_walking(const struct x86_cpu *cpu)
         return cpu->lock_step->walking;
 }
 
-void lock_step_store(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code)
+static void log_store(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code, bool entry)
 {
         struct lock_step *ls = cpu->lock_step;
         uint8_t *at = host;
@@ -105,10 +109,21 @@ void lock_step_store(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool 
                 ls->stores++;
                 store->host = at;
                 store->size_bytes = n;
+                store->entry = entry;
                 memcpy(store->before, at, n);
                 at += n;
                 size_bytes -= n;
         }
+}
+
+void lock_step_store(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code)
+{
+        log_store(cpu, host, size_bytes, code, false);
+}
+
+void lock_step_entry(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code)
+{
+        log_store(cpu, host, size_bytes, code, true);
 }
 
 void lock_step_device(struct x86_cpu *cpu)
@@ -334,7 +349,7 @@ static void keep_walk(struct lock_step *ls)
 static const struct store *memory_difference(const struct lock_step *ls)
 {
         for (unsigned n = 0; n < ls->stores; n++)
-                if (memcmp(ls->store[n].host, ls->store[n].walk, ls->store[n].size_bytes))
+                if (!ls->store[n].entry && memcmp(ls->store[n].host, ls->store[n].walk, ls->store[n].size_bytes))
                         return &ls->store[n];
         return NULL;
 }
@@ -413,7 +428,7 @@ static bool same_at(struct x86_cpu *cpu, uint64_t to, unsigned most)
         same = !difference(&ls->again, &ls->translation);
         ls->stores = stores;
         for (unsigned n = 0; n < stores; n++) {
-                same &= !memcmp(ls->store[n].host, ls->store[n].translation, ls->store[n].size_bytes);
+                same &= ls->store[n].entry || !memcmp(ls->store[n].host, ls->store[n].translation, ls->store[n].size_bytes);
                 memcpy(ls->store[n].host, ls->store[n].translation, ls->store[n].size_bytes);
         }
         image_put(cpu, &ls->translation);
@@ -441,7 +456,7 @@ static void judge(struct x86_cpu *cpu, const struct tblock *block, enum walk_end
         }
         while (at < steps && ls->rip[at] != ls->translation.s.rip)
                 at++;
-        if (ls->translation.faulted || at == steps || !same_at(cpu, to, at))
+        if (ls->translation.faulted || (at == steps && !(end == WALK_FAULT && ls->rip[at] == ls->translation.s.rip)) || !same_at(cpu, to, at))
                 stop(cpu, block, what, NULL);
         ls->early++;
 }

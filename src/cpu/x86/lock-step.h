@@ -15,9 +15,10 @@ void lock_step_free(struct lock_step *ls);
 void lock_step_run(struct x86_cpu *cpu, const struct tblock *block);
 
 /*
- * Hooks, for a processor whose lock_step is not NULL. store: before size_bytes of RAM at host are written; device: before a device is
- * reached, may not return; walking: whether the mode has to be that of the walk (every access slow, one instruction a block).
+ * Hooks, for a processor whose lock_step is not NULL. store: before size_bytes of RAM at host are written; entry: the same, when what
+ * changes are the accessed and dirty bits of a page table's entry; device: before a device is reached, may not return; walking: whether the mode has to be that of the walk (every access slow, one instruction a block).
  */
 void lock_step_store(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code);
+void lock_step_entry(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code);
 void lock_step_device(struct x86_cpu *cpu);
 bool lock_step_walking(const struct x86_cpu *cpu);

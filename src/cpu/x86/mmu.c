@@ -59,6 +59,9 @@ static bool entry_update(struct x86_cpu *cpu, uint64_t gpa, uint64_t old, uint64
         if (!region || region->readonly)
                 return true;
         at = region->host + (gpa - region->gpa);
+        if (unlikely(cpu->lock_step))
+                lock_step_entry(cpu, at, size4 ? 4 : 8,
+                                atomic_load_explicit(guest_region_code(region, gpa), memory_order_relaxed) & GUEST_CODE_PRESENT);
         if (size4) {
                 uint32_t expected = (uint32_t)old;
 

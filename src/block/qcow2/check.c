@@ -62,6 +62,17 @@ static bool ref(struct walk *w, uint64_t offset, uint64_t size_bytes)
         return true;
 }
 
+/* Takes back what ref() did for the same range; a count that had reached its end stays. */
+static void unref(struct walk *w, uint64_t offset, uint64_t size_bytes)
+{
+        uint64_t first = offset >> w->q->header.cluster_bits, end = first + qcow2_clusters(w->q, size_bytes);
+
+        if (end > w->clusters || end < first)
+                return;
+        for (; first < end; first++)
+                w->refs[first] -= w->refs[first] && w->refs[first] < REFS_MAX;
+}
+
 static int ref_or_error(struct walk *w, uint64_t offset, uint64_t size_bytes, const char *what)
 {
         if (!(offset & (w->q->cluster_bytes - 1)) && ref(w, offset, size_bytes))
@@ -421,10 +432,9 @@ static int rebuild(struct walk *w)
 
         /* The old table and blocks are not used any more, and the new ones count themselves. */
         for (uint32_t n = 0; n < q->refcount_entries; n++)
-                if (q->refcount_table[n])
-                        w->refs[q->refcount_table[n] >> q->header.cluster_bits]--;
-        for (uint32_t n = 0; n < q->header.refcount_clusters; n++)
-                w->refs[(q->header.refcount_offset >> q->header.cluster_bits) + n]--;
+                if (q->refcount_table[n] && possible(w, q->refcount_table[n]))
+                        unref(w, q->refcount_table[n], q->cluster_bytes);
+        unref(w, q->header.refcount_offset, (uint64_t)q->header.refcount_clusters << q->header.cluster_bits);
         for (blocks = 1; blocks != before;) {
                 before = blocks;
                 table_clusters = qcow2_clusters(q, blocks * 8);

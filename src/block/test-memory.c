@@ -100,7 +100,25 @@ static int execute(struct memory_file *m, const struct block_request *req)
 /* Within submit, so the core tells of it later. */
 static void memory_submit(struct block *block, struct block_request *req)
 {
+        struct memory_file *m = to_memory(block);
+
+        if (req->op == BLOCK_READ && req->offset_bytes < m->hold_to && req->offset_bytes + req->size_bytes > m->hold_from) {
+                req->next = m->held;
+                m->held = req;
+                return;
+        }
         block_complete(block, req, execute(to_memory(block), req));
+}
+
+void memory_let_go(struct memory_file *m)
+{
+        m->hold_to = 0;
+        while (m->held) {
+                struct block_request *req = m->held;
+
+                m->held = req->next;
+                block_complete(&m->block, req, execute(m, req));
+        }
 }
 
 static int memory_resize(struct block *block, uint64_t size_bytes, struct err *err)

@@ -27,10 +27,13 @@ struct memory_file {
         long fail_after;         /* so many requests go well, the next one does not; below 0: all do */
         int fail_error;          /* -errno */
         bool failed;
+        uint64_t hold_from, hold_to;         /* reads that touch these bytes wait for memory_let_go() */
+        struct block_request *held;
 };
 
 /* Takes a copy of bytes. */
 struct memory_file *memory_file_new(uv_loop_t *loop, const uint8_t *bytes, uint64_t size_bytes);
+void memory_let_go(struct memory_file *m);
 void memory_log_done(struct memory_log *log);
 /* Does to bytes (of size_bytes, which is never passed) what an event did, [from, to) of its bytes. */
 void memory_replay(uint8_t *bytes, uint64_t size_bytes, const struct memory_event *event, uint64_t from, uint64_t to);

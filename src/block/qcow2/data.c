@@ -6,6 +6,8 @@
  *   writing in place     the same, where clusters are there and nobody's but the guest's.
  *   else                 a fiber: wait until nobody else is about to put a cluster there (busy), take a cluster, write what was there around
  *                        the guest's bytes and these in one go, then name the cluster in the L2 entry.
+ *   clusters given back  are used again behind the flush that made their release durable, and behind the end of all reads that had begun when
+ *                        that was over: these may have found them in the tables before. Reads belong to an epoch, which such a flush ends.
  *   flushing             when pages or clusters to be given back wait, in a fiber, one at a time; all that asked meanwhile share the next.
  *
  * A request counts its parts in req->rest, and itself while it hands them out; the last to end completes it. req->transferred is how far it
@@ -26,6 +28,8 @@ struct qcow2_part {
         struct qcow2_part *next;
         struct qcow2_part **link; /* a write in place: what leads to it in q->direct; NULL: none */
         struct qcow2_part *direct;
+        bool reading;             /* from a cluster, since */
+        unsigned epoch;
         struct iovec *more;       /* when the pieces are too many */
         struct iovec iov[PART_PIECES];
 };
@@ -96,6 +100,8 @@ static void part_done(struct block_request *req, int result)
                 unlink_direct(part);
                 fiber_queue_wake_all(&q->direct_over);
         }
+        if (part->reading)
+                qcow2_read_end(q, part->epoch);
         part_free(q, part);
         let_go(q, guest);
 }
@@ -110,6 +116,7 @@ static int send_part(struct qcow2 *q, struct block *to, struct block_request *gu
         part->q = q;
         part->guest = guest;
         part->link = NULL;
+        part->reading = false;
         part->more = NULL;
         part->req = (struct block_request){ .op = guest->op, .flags = guest->flags, .offset_bytes = at, .size_bytes = size_bytes, .done = part_done };
         if (guest->iov_count && size_bytes == guest->size_bytes) {
@@ -129,6 +136,9 @@ static int send_part(struct qcow2 *q, struct block *to, struct block_request *gu
         }
         if (direct)
                 link_direct(q, part);
+        part->reading = guest->op == BLOCK_READ && to == q->data;
+        if (part->reading)
+                part->epoch = qcow2_read_begin(q);
         guest->rest++;
         block_submit(to, &part->req);
         return 0;
@@ -177,8 +187,10 @@ static int read_absent(struct qcow2 *q, struct block_request *guest, uint64_t at
 static int read_packed(struct qcow2 *q, struct block_request *guest, uint64_t at, const struct qcow2_run *run)
 {
         _cleanup_free_ uint8_t *cluster = malloc(q->cluster_bytes);
+        unsigned epoch = qcow2_read_begin(q);
         int r = cluster ? qcow2_unpack(q, run->entry, cluster, run->size_bytes < q->cluster_bytes) : -ENOMEM;
 
+        qcow2_read_end(q, epoch);
         if (r == 0)
                 buf_to_iov(guest->iov, guest->iov_count, guest->transferred, cluster + (at & (q->cluster_bytes - 1)), run->size_bytes);
         return r;
@@ -755,6 +767,15 @@ static void clear_work(void *arg)
 
 /* ---- flushing ---- */
 
+/* Those that began before now, and may read what is given back next. */
+static void wait_for_reads(struct qcow2 *q)
+{
+        unsigned before = q->epoch++ & 1;
+
+        while (q->reads[before])
+                fiber_queue_wait(&q->reads_over);
+}
+
 int qcow2_flush(struct qcow2 *q)
 {
         uint64_t asked = ++q->flushes_asked;
@@ -780,6 +801,8 @@ int qcow2_flush(struct qcow2 *q)
         if (r == 0) {
                 q->cache.flushed = MAX(q->cache.flushed, written);
                 q->flushes_done = asked;
+                if (released)
+                        wait_for_reads(q);
                 r = qcow2_release_now(q, released);
         } else {
                 struct qcow2_extent **end = &released;

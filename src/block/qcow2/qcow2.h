@@ -143,6 +143,8 @@ struct qcow2 {
         uint64_t flushes_asked, flushes_done;
         struct qcow2_part *direct;       /* writes in flight to clusters as they are */
         struct fiber_queue direct_over;  /* for one of them to end */
+        unsigned reads[2], epoch;        /* in flight from clusters, by the parity of the epoch in which they began */
+        struct fiber_queue reads_over;   /* for an epoch's to end */
         bool opened;                     /* all of it is there */
         bool counts_wrong;               /* something failed half-way: the dirty bit stays until somebody counts */
         bool broken;                     /* tables are not what they should be: nothing is written any more */
@@ -295,6 +297,20 @@ int qcow2_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes
 /* All that was written before is on stable storage. Blocking. */
 int qcow2_flush(struct qcow2 *q) _must_check_;
 void qcow2_data_done(struct qcow2 *q);
+/*
+ * A read of a cluster that a table named just now, until it ends: the cluster is not used for anything else before. Returns what _end wants.
+ */
+static inline unsigned qcow2_read_begin(struct qcow2 *q)
+{
+        q->reads[q->epoch & 1]++;
+        return q->epoch & 1;
+}
+
+static inline void qcow2_read_end(struct qcow2 *q, unsigned epoch)
+{
+        if (--q->reads[epoch] == 0)
+                fiber_queue_wake_all(&q->reads_over);
+}
 
 /* ---- compress.c; blocking ---- */
 

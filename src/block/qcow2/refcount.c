@@ -520,6 +520,7 @@ int qcow2_release_now(struct qcow2 *q, struct qcow2_extent *list)
 {
         int r = 0;
 
+        qcow2_forget_unpacked(q); /* a read that ended meanwhile may have kept one of these */
         for (struct qcow2_extent *e = list; e && r == 0; e = e->next) {
                 for (uint64_t n = 0; n < e->count && r == 0; n++) {
                         uint64_t count;

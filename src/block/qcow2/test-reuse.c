@@ -1,0 +1,140 @@
+/*
+ * A read in flight never sees a cluster that was given back meanwhile and holds something else: the read is held in the file below, while its
+ * cluster is discarded, flushed, and others want clusters.
+ */
+#include "base/test.h"
+
+#include "base/fiber.h"
+#include "base/log.h"
+#include "block/qcow2/qcow2.h"
+#include "block/test-memory.h"
+
+#define CLUSTER 65536
+#define OTHERS 200
+
+struct op {
+        struct block_request req;
+        struct iovec iov;
+        bool done;
+        int result;
+};
+
+struct fixture {
+        uv_loop_t loop;
+        struct memory_file *file;
+        struct block *disk;
+        uint8_t a[CLUSTER], b[CLUSTER], seen[CLUSTER];
+};
+
+static int setup(void **state)
+{
+        static const struct block_creation creation = { .size_bytes = UINT64_C(64) << 20 };
+        struct fixture *f = calloc(1, sizeof(*f));
+        struct block_opening opening = { .loop = &f->loop, .path = "memory.qcow2" };
+
+        assert_int_equal(uv_loop_init(&f->loop), 0);
+        f->file = memory_file_new(&f->loop, NULL, 0);
+        assert_int_equal(block_qcow2.create(&f->file->block, &creation, NULL), 0);
+        opening.file = &f->file->block;
+        assert_int_equal(block_qcow2.open(&opening, &f->disk, NULL), 0);
+        for (unsigned n = 0; n < CLUSTER; n++) {
+                f->a[n] = (uint8_t)(n >> 6);
+                f->b[n] = 0xbb;
+        }
+        *state = f;
+        return 0;
+}
+
+static int teardown(void **state)
+{
+        struct fixture *f = *state;
+
+        memory_let_go(f->file);
+        block_close(f->disk);
+        uv_run(&f->loop, UV_RUN_DEFAULT);
+        assert_int_equal(uv_loop_close(&f->loop), 0);
+        fiber_thread_done();
+        free(f);
+        return 0;
+}
+
+static void op_done(struct block_request *req, int result)
+{
+        struct op *op = container_of(req, struct op, req);
+
+        op->done = true;
+        op->result = result;
+}
+
+static void begin(struct fixture *f, struct op *op, enum block_op kind, uint64_t offset, uint64_t size_bytes, void *bytes)
+{
+        *op = (struct op){ .req = { .op = kind, .offset_bytes = offset, .size_bytes = size_bytes, .iov = bytes ? &op->iov : NULL, .iov_count = bytes ? 1 : 0,
+                                    .done = op_done },
+                           .iov = { bytes, size_bytes } };
+        block_submit(f->disk, &op->req);
+        block_kick(f->disk);
+        for (unsigned n = 0; n < 5; n++)
+                uv_run(&f->loop, UV_RUN_NOWAIT);
+}
+
+static void taken_away(struct fixture *f, unsigned flags, bool packed)
+{
+        static struct op read, flush, other[OTHERS], flushes[OTHERS];
+        struct iovec iov = { f->a, CLUSTER };
+        struct block_extent extent;
+        uint64_t host;
+
+        assert_int_equal(block_do(f->disk, BLOCK_WRITE, packed ? BLOCK_F_COMPRESS : 0, 0, CLUSTER, &iov, 1), 0);
+        assert_int_equal(block_flush(f->disk), 0);
+        assert_int_equal(block_status(f->disk, 0, CLUSTER, &extent), 0);
+        host = packed ? to_qcow2(f->disk)->pack_at & ~(uint64_t)(CLUSTER - 1) : extent.host_bytes;
+        f->file->hold_from = host;
+        f->file->hold_to = host + CLUSTER;
+        begin(f, &read, BLOCK_READ, 0, 4096, f->seen);
+        assert_false(read.done);
+        if (flags)
+                assert_int_equal(block_do(f->disk, BLOCK_WRITE_ZEROES, flags, 0, CLUSTER, NULL, 0), 0);
+        else
+                assert_int_equal(block_do(f->disk, BLOCK_DISCARD, 0, 0, CLUSTER, NULL, 0), 0);
+        begin(f, &flush, BLOCK_FLUSH, 0, 0, NULL);
+        assert_false(flush.done);
+        for (unsigned n = 0; n < OTHERS; n++) {
+                begin(f, &other[n], BLOCK_WRITE, (uint64_t)(n + 1) * CLUSTER, CLUSTER, f->b);
+                begin(f, &flushes[n], BLOCK_FLUSH, 0, 0, NULL);
+        }
+        if (!packed)
+                assert_memory_equal(f->file->bytes + host, f->a, CLUSTER);
+        memory_let_go(f->file);
+        block_drain(f->disk);
+        assert_true(read.done && flush.done && read.result == 0 && flush.result == 0);
+        assert_memory_equal(f->seen, f->a, 4096);
+        for (unsigned n = 0; n < OTHERS; n++) {
+                assert_true(other[n].done && flushes[n].done && other[n].result == 0);
+                assert_int_equal(block_read(f->disk, (uint64_t)(n + 1) * CLUSTER, f->seen, CLUSTER), 0);
+                assert_memory_equal(f->seen, f->b, CLUSTER);
+        }
+}
+
+static void by_a_discard(void **state)
+{
+        taken_away(*state, 0, false);
+}
+
+static void by_zeroes(void **state)
+{
+        taken_away(*state, BLOCK_F_UNMAP, false);
+}
+
+static void a_compressed_one(void **state)
+{
+        taken_away(*state, 0, true);
+}
+
+int main(void)
+{
+#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+        const struct CMUnitTest tests[] = { CASE(by_a_discard), CASE(by_zeroes), CASE(a_compressed_one) };
+
+        log_init("test-reuse", LOG_ERROR);
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}

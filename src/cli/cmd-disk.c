@@ -255,7 +255,9 @@ static void print_json_members(const json_t *about)
                 snprintf(name, sizeof(name), "%s:", key);
                 for (char *at = name; *at; at++)
                         *at = *at == '_' ? ' ' : *at;
-                if (json_is_string(value)) {
+                if (json_is_array(value)) {
+                        printf("  %-18s %zu\n", name, json_array_size(value));
+                } else if (json_is_string(value)) {
                         char text[1024];
 
                         text_escape(json_string_value(value), json_string_length(value), text, sizeof(text));

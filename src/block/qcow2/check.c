@@ -28,6 +28,7 @@ struct walk {
         uint64_t clusters;  /* entries of it */
         uint64_t *table;    /* a cluster of room for L2 tables */
         bool rebuild;       /* counts must be written anew */
+        bool drop_bitmaps;
 };
 
 static void _printf_(2, 3) say(struct walk *w, const char *fmt, ...)
@@ -321,9 +322,28 @@ static int walk_bitmaps(struct walk *w, const struct qcow2_extension *extension)
         return r;
 }
 
+/* Bitmaps that cannot be read are dropped. */
+static void check_bitmaps(struct walk *w)
+{
+        struct qcow2 *q = w->q;
+
+        if (!q->bitmaps_damaged)
+                return;
+        say(w, "the bitmaps cannot be read");
+        w->found->errors++;
+        if (w->found->mend != BLOCK_MEND_ALL)
+                return;
+        w->found->errors_mended++;
+        w->drop_bitmaps = true;
+}
+
 static int walk_extensions(struct walk *w)
 {
         int r = 0;
+
+        check_bitmaps(w);
+        if (w->drop_bitmaps || w->found->errors) /* what entries were emptied the bitmaps do not know */
+                w->q->header.autoclear &= ~(w->found->mend == BLOCK_MEND_ALL ? QCOW2_AUTOCLEAR_BITMAPS : 0);
 
         for (const struct qcow2_extension *e = w->q->extension; e && r == 0; e = e->next) {
                 if (e->type == QCOW2_EXT_BITMAPS && w->q->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) {
@@ -550,6 +570,11 @@ static int walk_all(struct walk *w)
                 r = rebuild(w);
         if (r == 0)
                 r = check_copied(w);
+        if (r == 0 && w->drop_bitmaps) {
+                qcow2_drop_extension(w->q, QCOW2_EXT_BITMAPS);
+                r = qcow2_change_header(w->q);
+                w->q->bitmaps_damaged = false;
+        }
         if (r == 0 && w->found->mend != BLOCK_MEND_NOTHING)
                 r = block_flush(w->q->file);
         return r;
@@ -572,6 +597,8 @@ int qcow2_check_image(struct block *block, struct block_check *check, struct err
                 return err_errno(err, r, "cannot check disk %s", q->block.path);
         if (check->mend == BLOCK_MEND_ALL && check->errors == check->errors_mended) {
                 r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT, false);
+                if (r == 0 && check->errors)
+                        r = qcow2_write_header(q);
                 q->broken = r < 0;
                 q->counts_wrong = false;
         }

@@ -14,9 +14,6 @@
 #include "base/work.h"
 #include "block/qcow2/qcow2.h"
 
-#define HEADER_BYTES_V2 72
-#define HEADER_BYTES_V3 104
-#define HEADER_BYTES_OURS 112 /* with the kind of compression */
 #define BACKING_BYTES_MAX 1023
 #define TABLE_BYTES ((size_t)8 << 20) /* of L2 and counts in memory */
 
@@ -80,14 +77,14 @@ static int parse_fixed(struct qcow2 *q, struct cursor *in, struct err *err)
         h->snapshots = cursor_be32(in);
         h->snapshots_offset = cursor_be64(in);
         h->refcount_order = 4;
-        h->header_bytes = HEADER_BYTES_V2;
+        h->header_bytes = QCOW2_HEADER_BYTES_V2;
         if (h->version == 3) {
                 h->incompatible = cursor_be64(in);
                 h->compatible = cursor_be64(in);
                 h->autoclear = cursor_be64(in);
                 h->refcount_order = cursor_be32(in);
                 h->header_bytes = cursor_be32(in);
-                if (h->header_bytes > HEADER_BYTES_V3)
+                if (h->header_bytes > QCOW2_HEADER_BYTES_V3)
                         h->compression = cursor_u8(in);
         }
         return in->bad ? err_set(err, -EINVAL, "disk %s ends in its header", q->block.path) : 0;
@@ -152,7 +149,7 @@ static int check_fixed(struct qcow2 *q, struct err *err)
 
         if (h->cluster_bits < QCOW2_CLUSTER_BITS_MIN || h->cluster_bits > QCOW2_CLUSTER_BITS_MAX)
                 return bad(q, err, "clusters of bits", h->cluster_bits);
-        if (h->version == 3 && (h->header_bytes < HEADER_BYTES_V3 || h->header_bytes % 8 || h->header_bytes > 1u << h->cluster_bits))
+        if (h->version == 3 && (h->header_bytes < QCOW2_HEADER_BYTES_V3 || h->header_bytes % 8 || h->header_bytes > 1u << h->cluster_bits))
                 return bad(q, err, "a length of", h->header_bytes);
         if (h->refcount_order > 6)
                 return bad(q, err, "counts of order", h->refcount_order);
@@ -193,7 +190,7 @@ static int take_extension(struct qcow2 *q, uint32_t type, struct cursor *in, siz
                 return take_text(q, bytes, size_bytes, &q->backing_format, err);
         if (type == QCOW2_EXT_DATA_FILE && !q->data_name)
                 return take_text(q, bytes, size_bytes, &q->data_name, err);
-        if (type == QCOW2_EXT_FEATURE_NAMES)
+        if (type == QCOW2_EXT_FEATURE_NAMES || type == QCOW2_EXT_PADDING)
                 return 0; /* written anew */
         extension = calloc(1, sizeof(*extension) + size_bytes);
         if (!extension)
@@ -232,7 +229,7 @@ static int parse_rest(struct qcow2 *q, const uint8_t *cluster, struct err *err)
 
 static int read_header(struct qcow2 *q, unsigned flags, struct err *err)
 {
-        uint8_t head[HEADER_BYTES_OURS] = { 0 };
+        uint8_t head[QCOW2_HEADER_BYTES] = { 0 };
         _cleanup_free_ uint8_t *cluster = NULL;
         struct cursor in = cursor_from(head, MIN(q->file->info.size_bytes, sizeof(head)));
         int r = block_read(q->file, 0, head, sizeof(head));
@@ -269,133 +266,6 @@ static int read_l1(struct qcow2 *q, struct err *err)
         return 0;
 }
 
-/* ---- writing ---- */
-
-static void put_be32(uint8_t *p, uint32_t v)
-{
-        v = __builtin_bswap32(v);
-        memcpy(p, &v, sizeof(v));
-}
-
-static void put_fixed(const struct qcow2_header *h, uint8_t *bytes)
-{
-        put_be32(bytes, QCOW2_MAGIC);
-        put_be32(bytes + 4, h->version);
-        put_be64(bytes + 8, h->backing_offset);
-        put_be32(bytes + 16, h->backing_bytes);
-        put_be32(bytes + 20, h->cluster_bits);
-        put_be64(bytes + 24, h->size_bytes);
-        put_be32(bytes + 32, h->crypt_method);
-        put_be32(bytes + 36, h->l1_entries);
-        put_be64(bytes + 40, h->l1_offset);
-        put_be64(bytes + 48, h->refcount_offset);
-        put_be32(bytes + 56, h->refcount_clusters);
-        put_be32(bytes + 60, h->snapshots);
-        put_be64(bytes + 64, h->snapshots_offset);
-        if (h->version == 2)
-                return;
-        put_be64(bytes + 72, h->incompatible);
-        put_be64(bytes + 80, h->compatible);
-        put_be64(bytes + 88, h->autoclear);
-        put_be32(bytes + 96, h->refcount_order);
-        put_be32(bytes + 100, h->header_bytes);
-}
-
-int qcow2_write_header(struct qcow2 *q)
-{
-        uint8_t bytes[HEADER_BYTES_V3];
-
-        put_fixed(&q->header, bytes);
-        return block_write(q->file, 0, bytes, q->header.version == 2 ? HEADER_BYTES_V2 : HEADER_BYTES_V3);
-}
-
-int qcow2_mark(struct qcow2 *q, uint64_t bit, bool on)
-{
-        uint64_t before = q->header.incompatible;
-        int r;
-
-        q->header.incompatible = on ? before | bit : before & ~bit;
-        if (q->header.incompatible == before)
-                return 0;
-        r = qcow2_write_header(q);
-        if (r == 0)
-                r = block_flush(q->file);
-        if (r < 0)
-                q->header.incompatible = before;
-        return r;
-}
-
-/* One extension; NULL: there is no room. */
-static uint8_t *put_extension(uint8_t *at, const uint8_t *end, uint32_t type, const void *bytes, size_t size_bytes)
-{
-        if (!at || (size_t)(end - at) < 8 + align_up(size_bytes, 8) + 8)
-                return NULL;
-        put_be32(at, type);
-        put_be32(at + 4, (uint32_t)size_bytes);
-        memcpy(at + 8, bytes, size_bytes);
-        return at + 8 + align_up(size_bytes, 8);
-}
-
-static uint8_t *put_feature(uint8_t *at, uint8_t kind, uint8_t bit, const char *name)
-{
-        at[0] = kind;
-        at[1] = bit;
-        memcpy(at + 2, name, strlen(name));
-        return at + 48;
-}
-
-/* So that who does not know a feature can say what it is called. */
-static uint8_t *put_features(uint8_t *at, const uint8_t *end)
-{
-        uint8_t table[8 * 48] = { 0 }, *to = table;
-
-        to = put_feature(to, 0, 0, "dirty bit");
-        to = put_feature(to, 0, 1, "corrupt bit");
-        to = put_feature(to, 0, 2, "external data file");
-        to = put_feature(to, 0, 3, "compression type");
-        to = put_feature(to, 0, 4, "extended L2 entries");
-        to = put_feature(to, 1, 0, "lazy refcounts");
-        to = put_feature(to, 2, 0, "bitmaps");
-        to = put_feature(to, 2, 1, "raw external data");
-        return put_extension(at, end, QCOW2_EXT_FEATURE_NAMES, table, sizeof(table));
-}
-
-static uint8_t *put_names(const struct qcow2 *q, uint8_t *at, const uint8_t *end)
-{
-        if (q->backing_format)
-                at = put_extension(at, end, QCOW2_EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
-        if (q->data_name)
-                at = put_extension(at, end, QCOW2_EXT_DATA_FILE, q->data_name, strlen(q->data_name));
-        for (const struct qcow2_extension *e = q->extension; e; e = e->next)
-                at = put_extension(at, end, e->type, e->bytes, e->size_bytes);
-        return at;
-}
-
-int qcow2_write_header_cluster(struct qcow2 *q)
-{
-        _cleanup_free_ uint8_t *cluster = calloc(1, q->cluster_bytes);
-        uint8_t *at, *end, *with_features;
-
-        if (!cluster)
-                return -ENOMEM;
-        q->header.header_bytes = q->header.version == 2 ? HEADER_BYTES_V2 : MAX(q->header.header_bytes, (uint32_t)HEADER_BYTES_OURS);
-        at = cluster + q->header.header_bytes;
-        end = cluster + q->cluster_bytes - (q->backing_name ? strlen(q->backing_name) : 0);
-        at = put_names(q, at, end);
-        if (!at)
-                return -ENOSPC;
-        with_features = q->header.version == 2 ? NULL : put_features(at, end); /* in clusters of 512 bytes there is no room for it */
-        at = (with_features ? with_features : at) + 8;
-        q->header.backing_offset = q->backing_name ? (uint64_t)(at - cluster) : 0;
-        q->header.backing_bytes = q->backing_name ? (uint32_t)strlen(q->backing_name) : 0;
-        if (q->backing_name)
-                memcpy(at, q->backing_name, q->header.backing_bytes);
-        put_fixed(&q->header, cluster);
-        if (q->header.version == 3)
-                cluster[HEADER_BYTES_V3] = q->header.compression;
-        return block_write(q->file, 0, cluster, q->cluster_bytes);
-}
-
 /* ---- opening and closing ---- */
 
 static void qcow2_close(struct block *block)
@@ -412,6 +282,7 @@ static void qcow2_close(struct block *block)
                 free(q->extension);
                 q->extension = next;
         }
+        qcow2_bitmaps_done(q);
         work_queue_free(q->work);
         free(q->unpacked);
         free(q->backing_name);
@@ -497,8 +368,10 @@ static int begin_writing(struct qcow2 *q, unsigned flags, struct err *err)
                 r = want_counted(q, q->header.l1_offset, q->header.l1_entries * 8ull, "L1 table", err);
         if (r == 0)
                 r = want_counted(q, q->header.refcount_offset, (uint64_t)q->header.refcount_clusters << q->header.cluster_bits, "refcount table", err);
-        if (r == 0 && q->header.autoclear & ~QCOW2_AUTOCLEAR_RAW_DATA) {
-                q->header.autoclear &= QCOW2_AUTOCLEAR_RAW_DATA;
+        if (r == 0)
+                r = qcow2_bitmaps_use(q, err);
+        if (r == 0 && q->header.autoclear & ~QCOW2_AUTOCLEAR_KNOWN) {
+                q->header.autoclear &= QCOW2_AUTOCLEAR_KNOWN;
                 r = qcow2_write_header(q);
                 if (r < 0)
                         r = err_errno(err, r, "cannot write to disk %s", q->block.path);
@@ -533,6 +406,8 @@ static int open_all(struct qcow2 *q, const struct block_opening *opening, struct
                 r = open_backing(q, opening, err);
         if (r == 0)
                 take_info(q);
+        if (r == 0)
+                r = qcow2_bitmaps_open(q, opening->flags, err);
         if (r == 0)
                 r = begin_writing(q, opening->flags, err);
         q->opened = r == 0;
@@ -574,9 +449,13 @@ static int qcow2_finish(struct block *block, struct err *err)
         qcow2_pack_return(q);
         r = qcow2_flush(q);
         if (r == 0)
+                r = qcow2_bitmaps_store(q);
+        if (r == 0)
                 r = qcow2_reserve_return(q);
         if (r == 0)
                 r = qcow2_flush(q);
+        if (r == 0)
+                r = qcow2_flush(q); /* what the first gave back */
         if (r == 0 && q->packing && !q->counts_wrong)
                 r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY, false);
         q->packing = false;
@@ -602,6 +481,8 @@ static int qcow2_describe(struct block *block, json_t *into)
                 json_object_set_new(about, "backing_format", json_string(q->backing_format));
         if (q->data_name)
                 json_object_set_new(about, "data_file", json_string(q->data_name));
+        if (q->bitmap)
+                json_object_set_new(about, "bitmaps", qcow2_bitmaps_describe(q));
         return json_object_set_new(into, "qcow2", about) < 0 ? -ENOMEM : 0;
 }
 
@@ -634,4 +515,5 @@ const struct block_driver block_qcow2 = {
         .describe = qcow2_describe,
         .resize = qcow2_resize,
         .snapshots = &qcow2_snapshots,
+        .keep_bitmap = qcow2_keep_bitmap,
 };

@@ -2,6 +2,8 @@
  * The qcow2 image format, versions 2 and 3 (QEMU, docs/interop/qcow2: "the specification" here). What the files of this folder share.
  *
  *   header.c     the header with its extensions; opening, closing, describing
+ *   header-write.c  the header written
+ *   bitmap.c     persistent dirty bitmaps
  *   refcount.c   counts of the file's clusters, and taking and giving back clusters
  *   map.c        from places of the guest to places of the file: L1, L2
  *   data.c       requests: reading, writing, zeroes, discarding, flushing
@@ -91,12 +93,28 @@ struct qcow2_extension {
 #define QCOW2_EXT_BITMAPS 0x23852875u
 #define QCOW2_EXT_ENCRYPTION 0x0537be77u
 #define QCOW2_EXT_DATA_FILE 0x44415441u
+#define QCOW2_EXT_PADDING 0x56504144u /* ours: skips what is not valid any more; gone again when the header is whole */
+
+#define QCOW2_HEADER_BYTES_V2 72
+#define QCOW2_HEADER_BYTES_V3 104
+#define QCOW2_HEADER_BYTES 112 /* with the kind of compression */
 
 /* Clusters of the file that lie side by side. */
 struct qcow2_extent {
         struct qcow2_extent *next;
         uint64_t first, count; /* clusters */
         bool fresh;            /* never written: reads as zeroes */
+};
+
+/* An entry of the bitmap directory. What the bitmap holds is the core's struct block_bitmap of that name. */
+struct qcow2_bitmap {
+        struct qcow2_bitmap *next;
+        uint64_t table_offset;     /* 0: it is not in the file yet */
+        uint32_t table_entries, flags;
+        uint8_t type, granularity_bits;
+        char *name;
+        uint8_t *extra;
+        uint32_t extra_bytes;
 };
 
 /* Places of the guest where somebody is about to put a cluster: others wait. */
@@ -157,6 +175,11 @@ struct qcow2 {
         uint64_t pack_at, pack_end;      /* where the next packed cluster goes, and how far there is room */
         struct fiber_lock pack_lock;
         bool packing;                    /* the dirty bit is set for it */
+
+        /* bitmap.c */
+        struct qcow2_bitmap *bitmap;     /* as they are in the file */
+        uint64_t directory_offset, directory_bytes;
+        bool bitmaps_damaged;
 };
 
 static inline struct qcow2 *to_qcow2(struct block *block)
@@ -178,6 +201,18 @@ static inline void put_be64(void *p, uint64_t v)
         memcpy(p, &v, sizeof(v));
 }
 
+static inline void put_be32(void *p, uint32_t v)
+{
+        v = __builtin_bswap32(v);
+        memcpy(p, &v, sizeof(v));
+}
+
+static inline void put_be16(void *p, uint16_t v)
+{
+        v = __builtin_bswap16(v);
+        memcpy(p, &v, sizeof(v));
+}
+
 static inline uint64_t qcow2_clusters(const struct qcow2 *q, uint64_t size_bytes)
 {
         return (size_bytes >> q->header.cluster_bits) + !!(size_bytes & (q->cluster_bytes - 1));
@@ -196,8 +231,14 @@ void qcow2_cache_init(struct qcow2 *q, size_t max_bytes);
 int qcow2_probe(const uint8_t *head, size_t size_bytes);
 /* Writes the header as q->header has it: its fixed part, which lies in one sector. Blocking; a flush is the caller's. */
 int qcow2_write_header(struct qcow2 *q);
-/* The whole first cluster: extensions and names, too. -ENOSPC: they are too long for it. */
+/* The whole first cluster of a new image: extensions and names, too. -ENOSPC: they are too long for it. */
 int qcow2_write_header_cluster(struct qcow2 *q);
+/* The same in an image that is there: a crash leaves the old one or the new one. On stable storage afterwards. */
+int qcow2_change_header(struct qcow2 *q) _must_check_;
+/* The extension of that type; with size_bytes a new one, or the old one with other bytes. NULL: there is none; no memory. */
+struct qcow2_extension *qcow2_extension(struct qcow2 *q, uint32_t type);
+struct qcow2_extension *qcow2_set_extension(struct qcow2 *q, uint32_t type, uint32_t size_bytes);
+void qcow2_drop_extension(struct qcow2 *q, uint32_t type);
 /* Sets or clears an incompatible bit, on stable storage. */
 int qcow2_mark(struct qcow2 *q, uint64_t bit, bool on);
 
@@ -334,6 +375,23 @@ int qcow2_create(struct block *file, const struct block_creation *creation, stru
 
 extern const struct block_snapshot_ops qcow2_snapshots;
 int qcow2_resize(struct block *block, uint64_t size_bytes, struct err *err);
+
+/* Bytes into new clusters side by side, on stable storage. */
+int qcow2_write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, uint64_t *offset) _must_check_;
+
+/* ---- bitmap.c; blocking ---- */
+
+/* Reads the directory, and what the bitmaps hold. Read-only, or to be repaired: what is wrong there is no error. */
+int qcow2_bitmaps_open(struct qcow2 *q, unsigned flags, struct err *err) _must_check_;
+/* The image is written to from now on: the file says that its bitmaps are in use. */
+int qcow2_bitmaps_use(struct qcow2 *q, struct err *err) _must_check_;
+/* All of them, as they are. Somebody flushes twice afterwards. */
+int qcow2_bitmaps_store(struct qcow2 *q) _must_check_;
+void qcow2_bitmaps_done(struct qcow2 *q);
+int qcow2_keep_bitmap(struct block *block, const char *name, uint32_t granularity_bytes, struct err *err);
+json_t *qcow2_bitmaps_describe(const struct qcow2 *q);
+/* What the disk has is not what the bitmaps were told: all of it may have changed. */
+int qcow2_bitmaps_all_changed(struct qcow2 *q) _must_check_;
 
 /* ---- check.c; blocking ---- */
 

@@ -131,18 +131,6 @@ static int read_list(struct qcow2 *q, struct list *list, struct err *err)
         return err_errno(err, r, "disk %s: cannot read its list of snapshots", q->block.path);
 }
 
-static void put_be16(uint8_t *p, uint16_t v)
-{
-        p[0] = (uint8_t)(v >> 8);
-        p[1] = (uint8_t)v;
-}
-
-static void put_be32(uint8_t *p, uint32_t v)
-{
-        put_be16(p, (uint16_t)(v >> 16));
-        put_be16(p + 2, (uint16_t)v);
-}
-
 static size_t entry_bytes(const struct entry *e)
 {
         return align_up(FIXED_BYTES + e->extra_bytes + strlen(e->id) + strlen(e->name), 8);
@@ -165,8 +153,7 @@ static void put_entry(uint8_t *to, const struct entry *e)
         memcpy(to + e->extra_bytes + strlen(e->id), e->name, strlen(e->name));
 }
 
-/* Bytes at new clusters side by side, on stable storage. */
-static int write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, uint64_t *offset)
+int qcow2_write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, uint64_t *offset)
 {
         uint64_t count = qcow2_clusters(q, size_bytes), cluster;
         _cleanup_free_ uint8_t *whole = NULL;
@@ -210,7 +197,7 @@ static int change_list(struct qcow2 *q, const struct list *list)
                 to += entry_bytes(&list->entry[n]);
         }
         if (size_bytes)
-                r = write_aside(q, bytes, size_bytes, &offset);
+                r = qcow2_write_aside(q, bytes, size_bytes, &offset);
         if (r < 0)
                 return r;
         q->header.snapshots = list->count;
@@ -399,7 +386,7 @@ static int write_l1_aside(struct qcow2 *q, const uint64_t *l1, uint32_t entries,
                 return -ENOMEM;
         for (uint32_t n = 0; n < entries; n++)
                 put_be64(bytes + n * 8ull, l1[n] & ~QCOW2_COPIED);
-        return write_aside(q, bytes, MAX(entries, 1u) * 8ull, offset);
+        return qcow2_write_aside(q, bytes, MAX(entries, 1u) * 8ull, offset);
 }
 
 /* An id that no other has: a number, as QEMU gives them. */
@@ -551,7 +538,7 @@ static int apply(struct qcow2 *q, struct list *list, struct entry *e)
                 r = drop_l1(q, old, old_offset, old_entries);
         free(old);
         q->block.info.size_bytes = align_up(q->header.size_bytes, BLOCK_SECTOR);
-        return r;
+        return r == 0 ? qcow2_bitmaps_all_changed(q) : r;
 }
 
 /* Does `change` to the one that is named; what: in words. */

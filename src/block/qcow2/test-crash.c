@@ -14,6 +14,7 @@
 #include "base/fiber.h"
 #include "base/log.h"
 #include "base/test-alloc.h"
+#include "block/bitmap.h"
 #include "block/qcow2/qcow2.h"
 #include "block/test-memory.h"
 
@@ -48,6 +49,8 @@ struct fixture {
         struct memory_file *file;
         struct block *disk;
         unsigned states;
+        bool bitmap;                /* the image has one, and is finished in the end */
+        uint64_t dirty;             /* what it has then */
 };
 
 static uint32_t random_of(struct fixture *f, uint32_t below)
@@ -257,12 +260,25 @@ static void look(struct fixture *f, const char *what, unsigned events)
                                  *(const uint64_t *)(disk + (size_t)n * 512), flushed);
 }
 
+/* Either it says that it missed something, or it has all. */
+static void look_at_bitmap(struct fixture *f, const char *what, unsigned events)
+{
+        struct block_bitmap *b = block_bitmap_find(f->disk, "one");
+
+        if (!b)
+                fail_msg("%s at event %u: the bitmap is gone", what, events);
+        if (!b->inconsistent && b->dirty != f->dirty)
+                fail_msg("%s at event %u: the bitmap has %" PRIu64 " bits, not %" PRIu64, what, events, b->dirty, f->dirty);
+}
+
 static void judge(struct fixture *f, const char *what, const uint8_t *bytes, unsigned events)
 {
         struct err err = ERR_INIT;
 
         if (open_disk(f, bytes, FILE_BYTES, 0, &err) < 0)
                 fail_msg("%s at event %u: %s", what, events, err.text);
+        if (f->bitmap)
+                look_at_bitmap(f, what, events);
         look(f, what, events);
         close_disk(f);
         f->states++;
@@ -270,15 +286,53 @@ static void judge(struct fixture *f, const char *what, const uint8_t *bytes, uns
 
 /* ---- crashes ---- */
 
+static void keep_image(struct fixture *f)
+{
+        free(f->image);
+        f->image_bytes = f->file->size_bytes;
+        f->image = malloc(f->image_bytes);
+        memcpy(f->image, f->file->bytes, f->image_bytes);
+}
+
+/* Makes the image one that has a bitmap. */
+static void add_bitmap(struct fixture *f)
+{
+        struct block_bitmap *b;
+
+        assert_int_equal(open_disk(f, f->image, f->image_bytes, 0, NULL), 0);
+        assert_int_equal(block_bitmap_add(f->disk, "one", 512, &b, NULL), 0);
+        b->persistent = true;
+        assert_int_equal(block_finish(f->disk, NULL), 0);
+        keep_image(f);
+        close_disk(f);
+}
+
+static void finish(struct fixture *f)
+{
+        struct err err = ERR_INIT;
+
+        f->dirty = block_bitmap_find(f->disk, "one")->dirty;
+        assert_true(f->dirty);
+        block_bitmap_find(f->disk, "one")->enabled = f->ops % 2;
+        if (block_finish(f->disk, &err) < 0)
+                fail_msg("%s", err.text);
+}
+
 static void record(struct fixture *f, unsigned ops)
 {
         struct err err = ERR_INIT;
 
         create_image(f);
+        if (f->bitmap)
+                add_bitmap(f);
         if (open_disk(f, f->image, f->image_bytes, 0, &err) < 0)
                 fail_msg("%s", err.text);
+        if (f->bitmap)
+                keep_image(f); /* it says now that the bitmap is in use */
         f->file->log = &f->log;
         workload(f, ops);
+        if (f->bitmap)
+                finish(f);
         assert_true(f->file->size_bytes <= FILE_BYTES);
         f->file->log = NULL;
         close_disk(f);
@@ -410,6 +464,7 @@ static void trouble(struct fixture *f, enum trouble kind, unsigned step)
                                                                      \
                 f->seed = number;                                    \
                 f->option = option;                                  \
+                f->bitmap = number > 5;                              \
                 f->options = ARRAY_SIZE(option);                     \
                 record(f, 120);                                      \
                 crash(f);                                            \
@@ -421,6 +476,9 @@ CRASH(crash_small_clusters, 2, { "cluster_size", "4K" })
 CRASH(crash_tiny_clusters, 3, { "cluster_size", "512" })
 CRASH(crash_old_version, 4, { "version", "2" }, { "cluster_size", "4K" })
 CRASH(crash_subclusters, 5, { "extended_l2", "on" }, { "cluster_size", "16K" })
+
+CRASH(crash_bitmap, 6, { "version", "3" })
+CRASH(crash_bitmap_small, 7, { "cluster_size", "4K" })
 
 static void an_error_at_each_call(void **state)
 {
@@ -441,7 +499,7 @@ int main(int argc, char **argv)
 {
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters),
+                CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters), CASE(crash_bitmap), CASE(crash_bitmap_small),
                 CASE(an_error_at_each_call), CASE(a_full_disk_at_each_place), CASE(no_memory_at_each_call),
         };
 

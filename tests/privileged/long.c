@@ -342,10 +342,30 @@ USER(user_smsw, "smsw %eax")
 USER(user_rdtsc, "rdtsc")
 USER(user_rdpmc_iret, "pushq $0x2b\n pushq $0x7000\n pushq $0x3002\n pushq $0x33\n leaq 1f(%rip), %rax\n pushq %rax\n iretq\n 1: pushfq\n popq %rbx")
 
+/* TF is set behind the POPFQ; R13 is what follows the SYSCALL. */
+USER(user_stepped, "leaq 2f(%rip), %r13\n pushq $0x102\n popfq\n nop\n syscall\n 2: nop\n nop")
+
 static void run_user(void (*code)(void), uint64_t rflags)
 {
         last = (struct frame){ .vector = NONE };
         enter_user((uint64_t)code, (uint64_t)user_stack + 4096, rflags);
+}
+
+/* Single steps over a system call, which clears TF by its mask and sets it again: one trap behind it, at CPL 3 (vol. 2B "SYSCALL", "SYSRET"). */
+static void check_stepped_calls(void)
+{
+        wrmsr(0xc0000084, 0x104);
+        step_stop = true;
+        for (unsigned round = 0; round < 20; round++) {
+                traps = 0;
+                run_user(user_stepped, 2);
+                CHECK_FAULT("system call under single step", 0x80, 0);
+                check_eq("steps, and the program's end", traps, 5); /* NOP, SYSCALL with SYSRET, NOP, NOP */
+                check_eq("the one behind NOP", steps[0], last.r13 - 2);
+                check_eq("the one behind SYSRET", steps[1], last.r13);
+                check_eq("the next one", steps[2], last.r13 + 1);
+        }
+        step_stop = false;
 }
 
 static void check_user(void)
@@ -419,6 +439,7 @@ static void check_user(void)
         check_eq("SYSRET: CS", last.cs, 0x33);
         check_eq("SYSRET: SS", last.ss, 0x2b);
         check_eq("SYSRET: RFLAGS", last.flags & 0xfff, 0x46);
+        check_stepped_calls();
         wrmsr(0xc0000080, rdmsr(0xc0000080) & ~1ull);
         run_user(user_syscall, 2);
         CHECK_FAULT("SYSCALL with SCE clear", 6, 0);
@@ -475,6 +496,9 @@ static void check_hot_calls(void)
                 check_eq("it faults at CPL 0", last.cs, 8);
         run_calls(3);
         CHECK_FAULT("SYSRET that sets TF, hot", 1, 0);
+        check_eq("it traps before the first instruction", last.ip, last.r13);
+        check_eq("at CPL 3", last.cs, 0x33);
+        check_eq("its DR6.BS", last_dr6 & 0x4000, 0x4000);
         wrmsr(0xc0000084, 0x7fd5); /* AC stays: the kernel may use user pages */
         run_calls(4);
         CHECK_FAULT("SYSRET that sets AC, hot", 6, 0);
@@ -728,6 +752,15 @@ static void check_debug(void)
         check_eq("instruction breakpoint: DR6", last_dr6 & 0xf, 1);
         if (!tcg)
                 check_eq("instruction breakpoint: RF in the frame", last.flags >> 16 & 1, 1);
+        WRITE_DR(7, 0x400);
+        /* 17.3.1.1: RF is for one instruction. */
+        for (unsigned round = 0; round < 20; round++) {
+                TRY("movq %%rsp, %%rcx\n pushq $0x10\n pushq %%rcx\n pushq $0x10002\n pushq $8\n leaq 1f(%%rip), %%rax\n pushq %%rax\n iretq\n"
+                    "1: nop\n int $0x21", "d"(0));
+                check_eq("INT behind IRETQ: vector", last.vector, 0x21);
+                if (!tcg)
+                        check_eq("RF is clear behind one instruction", last.flags >> 16 & 1, 0);
+        }
         WRITE_DR(0, &watched);
         WRITE_DR(7, 0x402 | 1 << 16 | 3 << 18);
         TRY("movl $1, (%%rdi)\n nop", "D"(&watched));

@@ -224,6 +224,7 @@ static int deliver_pending(struct x86_cpu *cpu)
 {
         cpu->s.exception_pending = false;
         cpu->s.halted = false;
+        cpu->fault = (struct x86_fault){ .vector = cpu->s.exception_vector };
         return x86_deliver(cpu, cpu->s.exception_vector, false, cpu->s.exception_has_error, cpu->s.exception_error);
 }
 

@@ -378,6 +378,12 @@ void far_return(struct x86_cpu *cpu, unsigned opsize, unsigned drop_bytes)
         x86_mode_changed(cpu);
 }
 
+/* RF is for the next instruction alone (vol. 3B §18.3.1.1). Without breakpoints nothing looks at it, and nothing would clear it then. */
+static uint64_t useful_flags(const struct x86_cpu *cpu, uint64_t flags)
+{
+        return cpu->s.dr[7] & 0xff ? flags : flags & ~X86_FLAG_RF;
+}
+
 /* The flags after IRET, by what this CPL may change (SDM vol. 2 "IRET"). */
 static uint64_t returned_flags(struct x86_cpu *cpu, uint64_t image, unsigned opsize)
 {
@@ -389,7 +395,7 @@ static uint64_t returned_flags(struct x86_cpu *cpu, uint64_t image, unsigned ops
                 may |= X86_FLAG_IF;
         if (cpu->cpl == 0 && !x86_v86(cpu))
                 may |= X86_FLAG_IOPL | (opsize > 2 && cpu->s.cr0 & X86_CR0_PE ? X86_FLAG_VIF | X86_FLAG_VIP : 0);
-        return (x86_flags(cpu) & ~may) | (image & may) | X86_FLAG_FIXED;
+        return useful_flags(cpu, (x86_flags(cpu) & ~may) | (image & may) | X86_FLAG_FIXED);
 }
 
 static void return_real(struct x86_cpu *cpu, unsigned opsize)
@@ -424,7 +430,7 @@ static void return_to_v86(struct x86_cpu *cpu, struct stack *stack, uint64_t rip
         cpu->s.seg[X86_CS] = segment_real(selector, true);
         cpu->s.gpr[X86_RSP] = (uint32_t)sp;
         cpu->s.rip = (uint16_t)rip;
-        x86_set_flags(cpu, (flags & X86_FLAGS_ALL) | X86_FLAG_FIXED);
+        x86_set_flags(cpu, useful_flags(cpu, (flags & X86_FLAGS_ALL) | X86_FLAG_FIXED));
         x86_mode_changed(cpu);
 }
 

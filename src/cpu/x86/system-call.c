@@ -2,7 +2,9 @@
  * Fast system calls, and what goes with them: SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, FS and GS bases, STAC, CLAC.
  *
  * SYSENTER and SYSEXIT also work in 32-bit and compatibility mode; SYSCALL and SYSRET only in 64-bit mode, as on Intel's
- * processors. SYSRET to an address that is not canonical faults in the kernel, with RSP already the user's (same source).
+ * processors. SYSRET to an address that is not canonical faults in the kernel, with RSP already the user's (same source). Both look at TF
+ * when they are done: SYSCALL whose mask clears it traps no more, and SYSRET that sets it traps before the first instruction at CPL 3, as if
+ * the system call were what has been stepped over.
  *
  * Source: Intel SDM vol. 2 "SYSCALL", "SYSRET", "SYSENTER", "SYSEXIT", "SWAPGS", "RDFSBASE", "WRFSBASE", "STAC".
  */
@@ -66,6 +68,9 @@ static const struct insn *op_sysret(struct x86_cpu *cpu, const struct insn *i)
         cpu->s.seg[X86_CS] = flat_code((uint16_t)((selector + (to64 ? 16 : 0)) | 3), 3, to64);
         cpu->s.seg[X86_SS] = flat_stack((uint16_t)((selector + 8) | 3), 3);
         x86_mode_changed(cpu);
+        cpu->step_trap = false;
+        if (cpu->s.rflags & X86_FLAG_TF)
+                x86_step_pending(cpu);
         return NULL;
 }
 

@@ -94,6 +94,15 @@ void x86_step_begin(struct x86_cpu *cpu)
         cpu->s.rflags &= ~X86_FLAG_RF;
 }
 
+void x86_step_pending(struct x86_cpu *cpu)
+{
+        cpu->s.dr[6] |= DR6_BS;
+        cpu->s.exception_pending = true;
+        cpu->s.exception_vector = X86_DB;
+        cpu->s.exception_has_error = false;
+        cpu->s.exception_error = 0;
+}
+
 void x86_step_end(struct x86_cpu *cpu)
 {
         uint32_t dr6 = (uint32_t)cpu->step_dr6 | (cpu->step_trap ? DR6_BS : 0);
@@ -103,5 +112,6 @@ void x86_step_end(struct x86_cpu *cpu)
         if (!dr6)
                 return;
         cpu->s.dr[6] |= dr6;
+        cpu->s.exception_pending = false; /* SYSRET's: one trap for both */
         x86_raise(cpu, X86_DB, 0);
 }

@@ -161,6 +161,8 @@ void deliver_once(struct x86_cpu *cpu, unsigned vector, enum event_kind kind, ui
 /* Notes data breakpoints that an access meets; raised by x86_step_end(). */
 void x86_debug_data(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write);
 void x86_debug_io(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes);
+/* A single-step trap comes before the next instruction. */
+void x86_step_pending(struct x86_cpu *cpu);
 
 /* ---- memory (mmu.c) ---- */
 

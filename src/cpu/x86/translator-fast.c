@@ -198,7 +198,7 @@ static enum fast_result fast_iretq(struct x86_cpu *cpu, const struct insn *i)
             !(good_stack(stack, cpl) || good_null_stack((uint16_t)slot[FRAME_SS], cpl)) ||
             !x86_canonical(slot[FRAME_RIP]) || flags & X86_FLAG_NT || !plain_flags(cpu, flags, cpl) || (cpl == 3 && !data_segments_stay(cpu)))
                 return FAST_NO;
-        flags_put(cpu, (flags_get(cpu) & ~may) | (flags & may));
+        flags_put(cpu, ((flags_get(cpu) & ~may) | (flags & may)) & ~X86_FLAG_RF); /* there are no breakpoints: useful_flags() of far.c */
         set_segment(&cpu->s.seg[X86_CS], (uint16_t)slot[FRAME_CS], code);
         if (stack)
                 set_segment(&cpu->s.seg[X86_SS], (uint16_t)slot[FRAME_SS], stack);

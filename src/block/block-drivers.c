@@ -1,9 +1,11 @@
 /* The one table of block drivers; raw is none, it is the file itself. */
 #include "block/block-file.h"
 #include "block/qcow2/qcow2.h"
+#include "block/vdi/vdi.h"
 
 const struct block_driver *const block_drivers[] = {
         &block_file,
         &block_qcow2,
+        &block_vdi,
         NULL,
 };

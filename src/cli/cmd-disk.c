@@ -25,7 +25,7 @@ const struct opt_command disk_table = {
         .group = true,
         .summary = "make, look at, check and copy disk images",
         .description = "Works on images by itself, while nobody else uses them: a lock on the file says so. The format of an image is the one named, "
-                       "else that of the file name's suffix (.raw .img .qcow2); commands that only read look at the contents where that says nothing.",
+                       "else that of the file name's suffix (.raw .img .qcow2 .vdi); commands that only read look at the contents where that says nothing.",
         .sections = disk_sections,
 };
 
@@ -113,7 +113,7 @@ static void create_finish(void *into)
 #define CREATE(field) offsetof(struct create_args, field)
 
 static const struct opt create_options[] = {
-        { "format", "FORMAT", "raw or qcow2; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
+        { "format", "FORMAT", "raw, qcow2, vdi; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
         { "backing", "FILE", "what is not written to the new disk reads as in this one, which must not change any more", OPT_TEXT, CREATE(backing),
           .complete = OPT_COMPLETE_FILE },
         { "backing-format", "FORMAT", "of that one", OPT_TEXT, CREATE(backing_format) },
@@ -141,7 +141,17 @@ static const struct opt_note qcow2_notes[] = {
         { 0 },
 };
 
-static const struct opt_section create_sections[] = { { "Options of qcow2 (-o)", NULL, qcow2_notes }, { 0 } };
+static const struct opt_note vdi_notes[] = {
+        { "block_size=SIZE", "what space is taken by: 4K to 64M, a power of two; default, and all that QEMU knows: 1M" },
+        { "static=on|off", "all blocks have their places from the beginning" },
+        { 0 },
+};
+
+static const struct opt_section create_sections[] = {
+        { "Options of qcow2 (-o)", NULL, qcow2_notes },
+        { "Options of vdi (-o)", NULL, vdi_notes },
+        { 0 },
+};
 
 const struct opt_command disk_create_table = {
         .name = "disk create",

@@ -1,5 +1,5 @@
 /*
- * qcow2 through crashes: a workload is recorded write by write, and the image is put together as a crash could have left it: up to each
+ * Formats through crashes: a workload is recorded write by write, and the image is put together as a crash could have left it: up to each
  * write, and with any choice of what was written since the last flush, torn at 512 bytes. Each time it must open, have no errors (space may
  * be lost), and hold all that was flushed. The same workload then meets an error, a full disk and a failing allocation at each call in turn.
  *
@@ -15,7 +15,7 @@
 #include "base/log.h"
 #include "base/test-alloc.h"
 #include "block/bitmap.h"
-#include "block/qcow2/qcow2.h"
+#include "block/block.h"
 #include "block/test-memory.h"
 
 #define DISK_BYTES (UINT64_C(1) << 20)
@@ -38,8 +38,10 @@ struct history {
 
 struct fixture {
         uv_loop_t loop;
+        const struct block_driver *driver;
         const struct block_option *option;
         unsigned options;
+        char path[32];
         uint8_t *image;             /* as created */
         uint64_t image_bytes, seed;
         struct memory_log log;
@@ -63,13 +65,13 @@ static uint32_t random_of(struct fixture *f, uint32_t below)
 
 static int open_disk(struct fixture *f, const uint8_t *bytes, uint64_t size_bytes, unsigned flags, struct err *err)
 {
-        struct block_opening opening = { .loop = &f->loop, .path = "memory.qcow2", .flags = flags };
+        struct block_opening opening = { .loop = &f->loop, .path = f->path, .flags = flags };
         int r;
 
         f->file = memory_file_new(&f->loop, bytes, size_bytes);
         f->file->block.info.readonly = flags & BLOCK_OPEN_READONLY;
         opening.file = &f->file->block;
-        r = block_qcow2.open(&opening, &f->disk, err);
+        r = f->driver->open(&opening, &f->disk, err);
         if (r < 0) {
                 block_close(&f->file->block);
                 f->file = NULL;
@@ -92,7 +94,7 @@ static void create_image(struct fixture *f)
         struct memory_file *file = memory_file_new(&f->loop, NULL, 0);
         struct err err = ERR_INIT;
 
-        if (block_qcow2.create(&file->block, &creation, &err) < 0)
+        if (f->driver->create(&file->block, &creation, &err) < 0)
                 fail_msg("%s", err.text);
         f->image_bytes = file->size_bytes;
         f->image = malloc(file->size_bytes);
@@ -179,9 +181,11 @@ static void one_op(struct fixture *f)
 
 static void snapshots(struct fixture *f, unsigned step)
 {
-        const struct block_snapshot_ops *ops = block_qcow2.snapshots;
+        const struct block_snapshot_ops *ops = f->driver->snapshots;
         int r = 0;
 
+        if (!ops)
+                return;
         if (step == 30)
                 r = ops->create(f->disk, "one", NULL);
         else if (step == 60)
@@ -248,7 +252,7 @@ static void look(struct fixture *f, const char *what, unsigned events)
         for (unsigned n = 0; n < f->flushes; n++)
                 if (f->flushed_at[n] <= events)
                         flushed = f->flushed_ops[n];
-        if (block_qcow2.check(f->disk, &check, &err) < 0)
+        if (f->driver->check(f->disk, &check, &err) < 0)
                 fail_msg("%s at event %u: %s", what, events, err.text);
         if (check.errors)
                 fail_msg("%s at event %u: %" PRIu64 " errors", what, events, check.errors);
@@ -456,51 +460,77 @@ static void trouble(struct fixture *f, enum trouble kind, unsigned step)
         print_message("%u states\n", f->states);
 }
 
-#define CRASH(name, number, ...)                                     \
+static void use_format(struct fixture *f, const char *name)
+{
+        static const struct block_option small[] = { { "block_size", "16K" } };
+
+        if (strcmp(name, "vdi") == 0) {
+                f->option = small;
+                f->options = 1;
+        }
+        f->driver = block_driver_find(name);
+        assert_non_null(f->driver);
+        snprintf(f->path, sizeof(f->path), "memory%s", f->driver->suffixes[0]);
+}
+
+#define CRASH(name, format, number, ...)                             \
         static void name(void **state)                               \
         {                                                            \
                 static const struct block_option option[] = { __VA_ARGS__ }; \
                 struct fixture *f = *state;                          \
                                                                      \
+                use_format(f, format);                               \
                 f->seed = number;                                    \
                 f->option = option;                                  \
-                f->bitmap = number > 5;                              \
+                f->bitmap = number == 6 || number == 7;                              \
                 f->options = ARRAY_SIZE(option);                     \
                 record(f, 120);                                      \
                 crash(f);                                            \
                 print_message("%u states of %u events\n", f->states, f->log.events); \
         }
 
-CRASH(crash_plain, 1, { "version", "3" })
-CRASH(crash_small_clusters, 2, { "cluster_size", "4K" })
-CRASH(crash_tiny_clusters, 3, { "cluster_size", "512" })
-CRASH(crash_old_version, 4, { "version", "2" }, { "cluster_size", "4K" })
-CRASH(crash_subclusters, 5, { "extended_l2", "on" }, { "cluster_size", "16K" })
+CRASH(crash_plain, "qcow2", 1, { "version", "3" })
+CRASH(crash_small_clusters, "qcow2", 2, { "cluster_size", "4K" })
+CRASH(crash_tiny_clusters, "qcow2", 3, { "cluster_size", "512" })
+CRASH(crash_old_version, "qcow2", 4, { "version", "2" }, { "cluster_size", "4K" })
+CRASH(crash_subclusters, "qcow2", 5, { "extended_l2", "on" }, { "cluster_size", "16K" })
 
-CRASH(crash_bitmap, 6, { "version", "3" })
-CRASH(crash_bitmap_small, 7, { "cluster_size", "4K" })
+CRASH(crash_bitmap, "qcow2", 6, { "version", "3" })
+CRASH(crash_bitmap_small, "qcow2", 7, { "cluster_size", "4K" })
+CRASH(crash_vdi, "vdi", 8, { "block_size", "16K" })
 
-static void an_error_at_each_call(void **state)
-{
-        trouble(*state, TROUBLE_IO, torn_states > 100 ? 1 : 7);
-}
+/* step: so many calls from one trouble to the next, in the short test. */
+#define TROUBLE(format, step)                                                                 \
+        static void an_error_at_each_call_##format(void **state)                              \
+        {                                                                                     \
+                use_format(*state, #format);                                                  \
+                trouble(*state, TROUBLE_IO, torn_states > 100 ? 1 : (step));                  \
+        }                                                                                     \
+                                                                                              \
+        static void a_full_disk_at_each_place_##format(void **state)                          \
+        {                                                                                     \
+                use_format(*state, #format);                                                  \
+                trouble(*state, TROUBLE_SPACE, torn_states > 100 ? 1 : (step));               \
+        }                                                                                     \
+                                                                                              \
+        static void no_memory_at_each_call_##format(void **state)                             \
+        {                                                                                     \
+                use_format(*state, #format);                                                  \
+                trouble(*state, TROUBLE_MEMORY, torn_states > 100 ? 1 : 2 * (step));          \
+        }
 
-static void a_full_disk_at_each_place(void **state)
-{
-        trouble(*state, TROUBLE_SPACE, torn_states > 100 ? 1 : 5);
-}
-
-static void no_memory_at_each_call(void **state)
-{
-        trouble(*state, TROUBLE_MEMORY, torn_states > 100 ? 1 : 13);
-}
+TROUBLE(qcow2, 7)
+TROUBLE(vdi, 11)
 
 int main(int argc, char **argv)
 {
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters), CASE(crash_bitmap), CASE(crash_bitmap_small),
-                CASE(an_error_at_each_call), CASE(a_full_disk_at_each_place), CASE(no_memory_at_each_call),
+#define TROUBLES(format) CASE(an_error_at_each_call_##format), CASE(a_full_disk_at_each_place_##format), CASE(no_memory_at_each_call_##format)
+                CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters),
+                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi),
+                TROUBLES(qcow2),
+                TROUBLES(vdi),
         };
 
         if (argc > 1)

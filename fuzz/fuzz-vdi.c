@@ -1,0 +1,3 @@
+/* A hostile VDI image. */
+#define IMAGE_FORMAT "vdi"
+#include "fuzz-image.inc.h"

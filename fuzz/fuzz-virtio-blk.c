@@ -118,6 +118,7 @@ static const struct block_driver disk_driver = {
 
 static void make(struct hostile *h)
 {
+        const struct virtio_blk_config config = { .serial = "fuzz", .queues = 2 };
         struct disk *disk = calloc(1, sizeof(*disk));
 
         if (block_init(&disk->block, &disk_driver, &(struct block_opening){ .loop = &h->bed.loop, .path = "memory" }, NULL) < 0)
@@ -127,7 +128,7 @@ static void make(struct hostile *h)
         };
         h->ctx = disk;
         if (uv_async_init(&h->bed.loop, &disk->async, woken) < 0 ||
-            virtio_blk_new(&h->bed.host, h->bed.pci, "virtio-blk0", &disk->block, "fuzz", 2, &h->dev, NULL) < 0)
+            virtio_blk_new(&h->bed.host, h->bed.pci, "virtio-blk0", &disk->block, &config, &h->dev, NULL) < 0)
                 abort();
 }
 

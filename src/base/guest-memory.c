@@ -86,6 +86,21 @@ void *guest_memory_at(const struct guest_memory *mem, uint64_t gpa, uint64_t siz
         return region->host + (gpa - region->gpa);
 }
 
+bool guest_memory_gpa(const struct guest_memory *mem, const void *host, uint64_t *gpa)
+{
+        const uint8_t *at = host;
+
+        for (unsigned i = 0; i < mem->regions; i++) {
+                const struct guest_region *region = &mem->region[i];
+
+                if (at >= region->host && at < region->host + region->size_bytes) {
+                        *gpa = region->gpa + (uint64_t)(at - region->host);
+                        return true;
+                }
+        }
+        return false;
+}
+
 int guest_memory_read(const struct guest_memory *mem, uint64_t gpa, void *to, size_t size_bytes)
 {
         const void *from = guest_memory_at(mem, gpa, size_bytes);

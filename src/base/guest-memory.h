@@ -67,6 +67,9 @@ static inline const struct guest_region *guest_memory_find(const struct guest_me
  */
 void *guest_memory_at(const struct guest_memory *mem, uint64_t gpa, uint64_t size_bytes);
 
+/* Where in the guest the byte at host is, a pointer from guest_memory_at() or into what follows it; false: nowhere. */
+bool guest_memory_gpa(const struct guest_memory *mem, const void *host, uint64_t *gpa);
+
 /* Copies; -EFAULT when part of it is not memory (nothing is then copied). Writing raises code generations itself. */
 int guest_memory_read(const struct guest_memory *mem, uint64_t gpa, void *to, size_t size_bytes) _must_check_;
 int guest_memory_write(const struct guest_memory *mem, uint64_t gpa, const void *from, size_t size_bytes) _must_check_;

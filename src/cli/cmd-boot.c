@@ -57,9 +57,13 @@ static int add_disk(void *into, const char *value, struct err *err)
                         disk.readonly = true;
                 else if (field_value(field, "format"))
                         disk.format = field_value(field, "format");
+                else if (field_value(field, "serial"))
+                        disk.serial = field_value(field, "serial");
+                else if (field_value(field, "onerror"))
+                        disk.on_error = field_value(field, "onerror");
                 else
-                        return err_set(err, -EINVAL, "'%s' is neither 'ro' nor 'format=NAME' (a comma in a file's name is written twice)",
-                                       field);
+                        return err_set(err, -EINVAL, "'%s' is none of ro, format=NAME, serial=TEXT, onerror=full|report|pause (a comma in a "
+                                       "file's name is written twice)", field);
         }
         args->config.disk[args->config.disks++] = disk;
         return 0;
@@ -204,7 +208,9 @@ static const struct opt boot_options[] = {
         { "cpus", "N", "virtual processors", OPT_NUMBER, CONFIG(cpus), .fallback = "1", .min = 1, .max = VMM_CPUS_MAX },
         { "cpu", "MODEL", "processor model: max, x86-64-v1, x86-64-v2 or x86-64-v3", OPT_TEXT, CONFIG(cpu_model), .fallback = "max",
           .choices = cpu_models },
-        { "disk", "FILE[,ro][,format=F]", "a disk, /dev/vda and on; raw unless its suffix is .qcow2 or a format is named", OPT_CALL, .call = add_disk,
+        { "disk", "FILE[,ro][,format=F][,serial=S][,onerror=E]",
+          "a disk, /dev/vda and on; raw unless its suffix is .qcow2 or a format is named. E: full (a full host pauses the guest until there is "
+          "space; other errors are the guest's to see), report (all are), pause (all pause it)", OPT_CALL, .call = add_disk,
           .repeated = true, .complete = OPT_COMPLETE_FILE },
         { "net", "user[,forward=tcp:HOST:GUEST]...|none", "a network card; user is a network of its own with the host's connections", OPT_CALL,
           .call = add_net, .repeated = true, .fallback = "user", .choices = nets },

@@ -130,6 +130,11 @@ struct device_host {
         int (*doorbell)(void *ctx, bool add, enum bus_space space, uint64_t address, unsigned size_bytes, bool match_value,
                         uint32_t value, int eventfd);
         void *ctx;
+        /*
+         * A device cannot go on for want of something on the host, and why: the machine is paused for a while, then resumed, upon
+         * which the device tries again, and so on. On the loop's thread, from anywhere. NULL: there is no such thing.
+         */
+        void (*stall)(void *ctx, const char *id, const char *why);
         /* The guest asked for power-off or reset. Any thread. */
         void (*power)(void *ctx, enum power_event event);
 };

@@ -4,7 +4,9 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "device/test-virtio.h"
@@ -26,6 +28,8 @@ struct fixture {
         struct test_ring ring[5];
         char path[64];
         unsigned disk_flags;
+        enum virtio_blk_on_error on_error;
+        unsigned stalls;
         unsigned queues;
         /* console */
         uint8_t out[100000];
@@ -393,6 +397,7 @@ static void test_balloon_stats(void **state)
 
 static void new_disk(struct fixture *f, unsigned queues)
 {
+        const struct virtio_blk_config config = { .serial = "serial-1", .queues = queues, .on_error = f->on_error };
         struct err err = ERR_INIT;
         int fd;
 
@@ -402,7 +407,7 @@ static void new_disk(struct fixture *f, unsigned queues)
         assert_int_equal(ftruncate(fd, DISK_BYTES), 0);
         close(fd);
         if (block_open(&(struct block_opening){ .loop = &f->bed.loop, .path = f->path, .flags = f->disk_flags }, &f->disk, &err) < 0 ||
-            virtio_blk_new(&f->bed.host, f->bed.pci, "virtio-blk0", f->disk, "serial-1", queues, &f->dev, &err) < 0)
+            virtio_blk_new(&f->bed.host, f->bed.pci, "virtio-blk0", f->disk, &config, &f->dev, &err) < 0)
                 fail_msg("%s", err.text);
         f->queues = queues;
 }
@@ -740,9 +745,27 @@ static void test_blk_reset(void **state)
         }
 }
 
-static void test_blk_save_load(void **state)
+static void count_stall(void *ctx, const char *id, const char *why)
 {
-        struct fixture *f = *state;
+        assert_string_equal(id, "virtio-blk0");
+        assert_non_null(strstr(why, "cannot write /tmp/virta-blk-"));
+        ((struct fixture *)ctx)->stalls++;
+}
+
+/* Writes to the host's files fail from here on, or do not. */
+static void writes_fail(bool fail)
+{
+        struct rlimit limit;
+
+        signal(SIGXFSZ, SIG_IGN);
+        getrlimit(RLIMIT_FSIZE, &limit);
+        limit.rlim_cur = fail ? 0 : limit.rlim_max;
+        setrlimit(RLIMIT_FSIZE, &limit);
+}
+
+/* With parked, the requests that are saved wait for the host. */
+static void check_save_load(struct fixture *f, uint64_t features, bool parked)
+{
         struct fixture other = { .disk_flags = BLOCK_OPEN_NO_LOCK };
         struct writer out = { 0 };
         struct err err = ERR_INIT;
@@ -750,8 +773,13 @@ static void test_blk_save_load(void **state)
         struct cursor in;
         struct blk_slot slot[8];
 
+        f->disk_flags = parked ? BLOCK_OPEN_NO_URING : 0;
+        f->on_error = VIRTIO_BLK_PAUSE;
+        f->bed.host.stall = count_stall;
+        f->bed.host.ctx = f;
         new_disk(f, 2);
-        start(f, VIRTIO_BLOCK, BLK_FEATURES | 1 << 12 | PACKED, 2, 16);
+        start(f, VIRTIO_BLOCK, BLK_FEATURES | 1 << 12 | features, 2, 16);
+        writes_fail(parked);
         for (unsigned i = 0; i < 8; i++) {
                 slot[i] = new_slot(f, 4096);
                 memset(slot_data(f, &slot[i]), (int)(i + 1), 4096);
@@ -763,12 +791,15 @@ static void test_blk_save_load(void **state)
         f->dev->ops->quiesce(f->dev);
         assert_int_equal(f->disk->in_flight, 0);
         device_record_save(f->dev, &out);
+        writes_fail(false);
+        assert_int_equal(f->stalls, parked ? 4 : 0);
 
         testbed_init(&other.bed);
         for (unsigned i = 0; i < other.bed.mem.regions; i++)
                 memcpy(other.bed.mem.region[i].host, f->bed.mem.region[i].host, other.bed.mem.region[i].size_bytes);
         assert_int_equal(block_open(&(struct block_opening){ .loop = &other.bed.loop, .path = f->path, .flags = BLOCK_OPEN_NO_LOCK }, &other.disk, &err), 0);
-        assert_int_equal(virtio_blk_new(&other.bed.host, other.bed.pci, "virtio-blk0", other.disk, NULL, 2, &other.dev, &err), 0);
+        assert_int_equal(virtio_blk_new(&other.bed.host, other.bed.pci, "virtio-blk0", other.disk, &(struct virtio_blk_config){ .queues = 2 },
+                                        &other.dev, &err), 0);
         other.dev->ops->quiesce(other.dev);
         in = cursor_from(out.bytes, out.size);
         assert_int_equal(record_next(&in, &record, &err), 0);
@@ -794,6 +825,47 @@ static void test_blk_save_load(void **state)
         testbed_done(&other.bed);
         writer_done(&out);
         f->dev->ops->resume(f->dev);
+}
+
+static void test_blk_save_load(void **state)
+{
+        check_save_load(*state, PACKED, false);
+}
+
+static void test_blk_parked(void **state)
+{
+        check_save_load(*state, 0, true);
+}
+
+static void test_blk_parked_packed(void **state)
+{
+        check_save_load(*state, PACKED, true);
+}
+
+/* The driver loses patience: its reset is over, and nothing of the past comes. */
+static void test_blk_parked_reset(void **state)
+{
+        struct fixture *f = *state;
+        struct blk_slot slot;
+
+        f->disk_flags = BLOCK_OPEN_NO_URING;
+        f->on_error = VIRTIO_BLK_PAUSE;
+        f->bed.host.stall = count_stall;
+        f->bed.host.ctx = f;
+        new_disk(f, 1);
+        start(f, VIRTIO_BLOCK, BLK_FEATURES, 1, 16);
+        slot = new_slot(f, 4096);
+        writes_fail(true);
+        assert_true(blk_add(f, 0, &slot, 1, 0, 4096));
+        test_ring_notify(&f->ring[0]);
+        while (!f->stalls)
+                uv_run(&f->bed.loop, UV_RUN_ONCE);
+        writes_fail(false);
+        test_write(&f->d, f->d.common + 20, 0, 1);
+        assert_int_equal(test_status(&f->d), 0);
+        assert_int_equal(slot_status(f, &slot), 0xff);
+        start(f, VIRTIO_BLOCK, BLK_FEATURES, 1, 16);
+        assert_int_equal(blk_run(f, &slot, 1, 0, 4096), 0);
 }
 
 static void test_blk_resize(void **state)
@@ -823,7 +895,7 @@ int main(void)
                 TEST(test_blk),         TEST(test_blk_threads),      TEST(test_blk_ranges),  TEST(test_blk_slow_zeroes),
                 TEST(test_blk_many),    TEST(test_blk_many_threads), TEST(test_blk_readonly),
                 TEST(test_blk_layouts), TEST(test_blk_reset),        TEST(test_blk_save_load),
-                TEST(test_blk_resize),
+                TEST(test_blk_resize),  TEST(test_blk_parked),       TEST(test_blk_parked_packed), TEST(test_blk_parked_reset),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,13 +8,13 @@
  * the loop's thread but configuration and reset: completions are collected without the lock and given back under one lock for
  * each batch.
  *
- * Limits: REQUESTS in flight on all queues together; a queue that finds none free stays marked as stalled and is served when some
+ * Limits: BLK_REQUESTS in flight on all queues together; a queue that finds none free stays marked as stalled and is served when some
  * come back. A reset by the driver with I/O in flight is over when the last of it is (virtio_hold()); quiesce drains.
  *
  * Durability (§5.2.6.2): with FLUSH negotiated and the write-back mode on, a write is durable after the next flush; in every
  * other case each write is durable before it is reported.
  */
-#include "device/virtio-blk.h"
+#include "device/virtio-blk-internal.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -22,16 +22,12 @@
 
 #include "base/log.h"
 
+#define STATE_VERSION 2
 #define QUEUE_SIZE 256
 #define QUEUES_MAX 16
-#define REQUESTS 128
-#define SEGMENTS_MAX 254                      /* data buffers in a request */
-#define RANGES_MAX 32                         /* ranges in a discard */
 #define ZEROES_RANGES_MAX 4                   /* and in a write zeroes: each may be written (block.h) */
 #define RANGE_SECTORS_MAX (UINT32_C(1) << 22) /* 2 GiB each */
-#define SERIAL_BYTES 20
 #define HEADER_BYTES 16
-#define SECTOR_SHIFT 9
 
 /* Features, §5.2.3 */
 #define F_SEG_MAX 2
@@ -69,42 +65,6 @@ struct blk_config {
 _Static_assert(sizeof(struct blk_config) == 64 && offsetof(struct blk_config, write_zeroes_may_unmap) == 56, "§5.2.4");
 #define CONFIG_BYTES 60
 
-struct blk_range {
-        uint64_t sector;
-        uint32_t sectors, flags;
-};
-
-struct blk_request {
-        struct block_request io;
-        struct blk *blk;
-        struct blk_request *next; /* free or finished */
-        struct virtio_chain chain;
-        unsigned queue;
-        uint8_t status;
-        unsigned range, ranges; /* discard, write zeroes: the one in flight */
-        struct blk_range ranges_at[RANGES_MAX];
-        struct iovec iov[SEGMENTS_MAX + 2]; /* data, then the status byte */
-};
-
-struct blk {
-        struct virtio v;
-        struct block *disk;
-        char serial[SERIAL_BYTES];
-        bool writeback;
-        bool serving;      /* on the loop's thread, with the lock held by ourselves */
-        uint32_t stalled;  /* queues that wait for a free request */
-        uint64_t capacity; /* sectors */
-        struct virtio_iov iov;
-        struct blk_request *free;
-        struct blk_request *finished, **finished_last; /* the loop's thread only */
-        struct blk_request *requests;
-};
-
-static struct blk *to_blk(struct virtio *v)
-{
-        return container_of(v, struct blk, v);
-}
-
 static struct blk_request *to_request(struct block_request *io)
 {
         return container_of(io, struct blk_request, io);
@@ -128,19 +88,27 @@ static void io_done(struct block_request *io, int result)
         struct blk_request *req = to_request(io);
         struct blk *blk = req->blk;
 
-        if (result == -EOPNOTSUPP && io->op == BLOCK_WRITE_ZEROES) {
-                req->status = S_UNSUPP; /* the driver writes them itself */
-        } else if (result < 0) {
-                req->status = S_IOERR;
-                log_guest("%s: %s of %" PRIu64 " bytes at %" PRIu64 " failed: %s", blk->v.pci.dev.id,
-                          io->op == BLOCK_READ    ? "read"
-                          : io->op == BLOCK_FLUSH ? "flush"
-                                                  : "write",
-                          io->size_bytes, io->offset_bytes, strerror(-result));
-        }
+        req->result = result;
         req->next = NULL;
         *blk->finished_last = req;
         blk->finished_last = &req->next;
+}
+
+/* What the driver is told of an error. */
+static void report(struct blk *blk, struct blk_request *req)
+{
+        const struct block_request *io = &req->io;
+
+        if (req->result == -EOPNOTSUPP && io->op == BLOCK_WRITE_ZEROES) {
+                req->status = S_UNSUPP; /* the driver writes them itself */
+                return;
+        }
+        req->status = S_IOERR;
+        log_guest("%s: %s of %" PRIu64 " bytes at %" PRIu64 " failed: %s", blk->v.pci.dev.id,
+                  io->op == BLOCK_READ    ? "read"
+                  : io->op == BLOCK_FLUSH ? "flush"
+                                          : "write",
+                  io->size_bytes, io->offset_bytes, strerror(-req->result));
 }
 
 static void submit(struct blk *blk, struct blk_request *req)
@@ -157,8 +125,8 @@ static bool next_range(struct blk *blk, struct blk_request *req)
         if (req->status != S_OK || !virtqueue_ready(&blk->v, req->queue) || req->range + 1 >= req->ranges)
                 return false;
         range = &req->ranges_at[++req->range];
-        req->io.offset_bytes = range->sector << SECTOR_SHIFT;
-        req->io.size_bytes = (uint64_t)range->sectors << SECTOR_SHIFT;
+        req->io.offset_bytes = range->sector << BLK_SECTOR_SHIFT;
+        req->io.size_bytes = (uint64_t)range->sectors << BLK_SECTOR_SHIFT;
         submit(blk, req);
         return true;
 }
@@ -174,10 +142,16 @@ static void give_back_finished(struct blk *blk)
         blk->finished_last = &blk->finished;
         while (req) {
                 struct blk_request *next = req->next;
-                bool more = next_range(blk, req);
+                bool supported = req->result != -EOPNOTSUPP || req->io.op != BLOCK_WRITE_ZEROES;
 
+                if (req->result < 0 && supported && virtio_blk_park(blk, req)) {
+                        req = next;
+                        continue;
+                }
+                if (req->result < 0)
+                        report(blk, req);
                 queues |= 1u << req->queue;
-                if (!more)
+                if (!next_range(blk, req))
                         give_back(blk, req);
                 virtio_release(&blk->v);
                 req = next;
@@ -219,7 +193,7 @@ static bool take_buffers(struct blk_request *req, const struct iovec *data, unsi
         struct iovec *last;
         unsigned n;
 
-        if (data_count > SEGMENTS_MAX + 1)
+        if (data_count > BLK_SEGMENTS_MAX + 1)
                 return false;
         n = iov_slice(data, data_count, offset, bytes, req->iov);
         last = &req->iov[n];
@@ -236,11 +210,11 @@ static bool take_buffers(struct blk_request *req, const struct iovec *data, unsi
 
 static uint8_t data_request(struct blk *blk, struct blk_request *req, uint64_t sector)
 {
-        uint64_t sectors = req->io.size_bytes >> SECTOR_SHIFT;
+        uint64_t sectors = req->io.size_bytes >> BLK_SECTOR_SHIFT;
 
         if (req->io.size_bytes % BLOCK_SECTOR || sector > blk->capacity || sectors > blk->capacity - sector)
                 return S_IOERR;
-        req->io.offset_bytes = sector << SECTOR_SHIFT;
+        req->io.offset_bytes = sector << BLK_SECTOR_SHIFT;
         return S_OK;
 }
 
@@ -255,7 +229,7 @@ static bool writes_are_durable(const struct blk *blk)
  */
 static uint32_t zeroes_sectors_max(const struct blk *blk)
 {
-        return MIN(MAX(block_info(blk->disk)->zeroes_bytes >> SECTOR_SHIFT, 1u), RANGE_SECTORS_MAX);
+        return MIN(MAX(block_info(blk->disk)->zeroes_bytes >> BLK_SECTOR_SHIFT, 1u), RANGE_SECTORS_MAX);
 }
 
 static uint32_t zeroes_ranges_max(const struct blk *blk)
@@ -291,16 +265,16 @@ static uint8_t ranges_request(struct blk *blk, struct blk_request *req, bool zer
                         req->io.flags |= BLOCK_F_UNMAP;
         }
         req->io.iov_count = 0;
-        req->io.offset_bytes = req->ranges_at[0].sector << SECTOR_SHIFT;
-        req->io.size_bytes = (uint64_t)req->ranges_at[0].sectors << SECTOR_SHIFT;
+        req->io.offset_bytes = req->ranges_at[0].sector << BLK_SECTOR_SHIFT;
+        req->io.size_bytes = (uint64_t)req->ranges_at[0].sectors << BLK_SECTOR_SHIFT;
         return S_OK;
 }
 
 static uint8_t get_id(struct blk *blk, struct blk_request *req)
 {
-        if (req->io.size_bytes < SERIAL_BYTES)
+        if (req->io.size_bytes < BLK_SERIAL_BYTES)
                 return S_IOERR;
-        buf_to_iov(req->io.iov, req->io.iov_count, 0, blk->serial, SERIAL_BYTES);
+        buf_to_iov(req->io.iov, req->io.iov_count, 0, blk->serial, BLK_SERIAL_BYTES);
         return S_OK;
 }
 
@@ -370,7 +344,7 @@ static bool start_request(struct blk *blk, struct blk_request *req)
                                     false);
         if (!fits) {
                 virtio_break(&blk->v, "a request with %u buffers, seg_max is %d", chain->out_count + chain->in_count,
-                             SEGMENTS_MAX);
+                             BLK_SEGMENTS_MAX);
                 return false;
         }
 
@@ -463,10 +437,10 @@ static void blk_config_read(struct virtio *v, uint32_t offset, void *to, unsigne
 {
         struct blk *blk = to_blk(v);
         const struct block_info *info = block_info(blk->disk);
-        uint32_t discard = MAX(info->discard_bytes, (uint32_t)BLOCK_SECTOR) >> SECTOR_SHIFT;
+        uint32_t discard = MAX(info->discard_bytes, (uint32_t)BLOCK_SECTOR) >> BLK_SECTOR_SHIFT;
         struct blk_config config = {
                 .capacity = htole64(blk->capacity),
-                .seg_max = htole32(SEGMENTS_MAX),
+                .seg_max = htole32(BLK_SEGMENTS_MAX),
                 .blk_size = htole32(info->logical_bytes),
                 .physical_block_exp = exponent(info->logical_bytes, info->physical_bytes),
                 .min_io_size = htole16((uint16_t)MIN(info->physical_bytes / info->logical_bytes, (uint32_t)UINT16_MAX)),
@@ -474,7 +448,7 @@ static void blk_config_read(struct virtio *v, uint32_t offset, void *to, unsigne
                 .writeback = blk->writeback,
                 .num_queues = htole16((uint16_t)v->queues),
                 .max_discard_sectors = htole32(RANGE_SECTORS_MAX),
-                .max_discard_seg = htole32(RANGES_MAX),
+                .max_discard_seg = htole32(BLK_RANGES_MAX),
                 .discard_sector_alignment = htole32(discard),
                 .max_write_zeroes_sectors = htole32(zeroes_sectors_max(blk)),
                 .max_write_zeroes_seg = htole32(zeroes_ranges_max(blk)),
@@ -499,11 +473,24 @@ static void blk_reset(struct virtio *v)
 
         blk->stalled = 0;
         blk->writeback = true;
+        virtio_blk_drop_parked(blk);
 }
 
 static void blk_quiesce(struct virtio *v)
 {
         block_drain(to_blk(v)->disk);
+}
+
+static void blk_resume(struct virtio *v)
+{
+        struct blk *blk = to_blk(v);
+
+        virtio_lock(v);
+        blk->serving = true;
+        virtio_blk_unpark(blk);
+        block_kick(blk->disk);
+        blk->serving = false;
+        virtio_unlock(v);
 }
 
 static void blk_save(struct virtio *v, struct writer *out)
@@ -512,6 +499,7 @@ static void blk_save(struct virtio *v, struct writer *out)
 
         writer_le64(out, blk->capacity);
         writer_u8(out, blk->writeback);
+        virtio_blk_save_parked(blk, out);
 }
 
 static int blk_load(struct virtio *v, uint16_t version, struct cursor *in, struct err *err)
@@ -520,15 +508,15 @@ static int blk_load(struct virtio *v, uint16_t version, struct cursor *in, struc
         uint64_t capacity = cursor_le64(in);
         uint8_t writeback = cursor_u8(in);
 
-        if (version != 1)
-                return err_set(err, -EBADMSG, "disk state has version %u, this is 1", version);
+        if (version != 1 && version != STATE_VERSION)
+                return err_set(err, -EBADMSG, "disk state has version %u, this is %d", version, STATE_VERSION);
         if (!in->bad && capacity != blk->capacity)
                 return err_set(err, -EBADMSG, "%s was saved with a disk of %" PRIu64 " sectors, this one has %" PRIu64,
                                v->pci.dev.id, capacity, blk->capacity);
         if (writeback > 1)
                 return err_set(err, -EBADMSG, "cache mode %u", writeback);
         blk->writeback = writeback;
-        return 0;
+        return version == 1 ? 0 : virtio_blk_load_parked(blk, in, err); /* 1 had none that are parked */
 }
 
 static void blk_free(struct virtio *v)
@@ -554,7 +542,8 @@ static const struct virtio_ops blk_ops = {
         .notify = blk_notify,
         .reset = blk_reset,
         .quiesce = blk_quiesce,
-        .version = 1,
+        .resume = blk_resume,
+        .version = STATE_VERSION,
         .save = blk_save,
         .load = blk_load,
         .free = blk_free,
@@ -562,10 +551,10 @@ static const struct virtio_ops blk_ops = {
 
 static int make_requests(struct blk *blk, struct err *err)
 {
-        blk->requests = calloc(REQUESTS, sizeof(*blk->requests));
+        blk->requests = calloc(BLK_REQUESTS, sizeof(*blk->requests));
         if (!blk->requests)
                 return err_nomem(err);
-        for (unsigned i = REQUESTS; i-- > 0;) {
+        for (unsigned i = BLK_REQUESTS; i-- > 0;) {
                 struct blk_request *req = &blk->requests[i];
 
                 req->blk = blk;
@@ -576,23 +565,26 @@ static int make_requests(struct blk *blk, struct err *err)
         return 0;
 }
 
-int virtio_blk_new(struct device_host *host, struct pci_bus *bus, const char *id, struct block *disk, const char *serial,
-                   unsigned queues, struct device **dev, struct err *err)
+int virtio_blk_new(struct device_host *host, struct pci_bus *bus, const char *id, struct block *disk,
+                   const struct virtio_blk_config *config, struct device **dev, struct err *err)
 {
+        unsigned queues = MIN(MAX(config->queues, 1u), (unsigned)QUEUES_MAX);
+        const char *serial = config->serial ? config->serial : id;
         uint16_t sizes[QUEUES_MAX];
         struct blk *blk = calloc(1, sizeof(*blk));
         int r;
 
         if (!blk)
                 return err_nomem(err);
-        queues = MIN(MAX(queues, 1u), (unsigned)QUEUES_MAX);
         for (unsigned i = 0; i < queues; i++)
                 sizes[i] = QUEUE_SIZE;
         blk->disk = disk;
-        blk->capacity = disk->info.size_bytes >> SECTOR_SHIFT;
+        blk->capacity = disk->info.size_bytes >> BLK_SECTOR_SHIFT;
         blk->writeback = true;
+        blk->on_error = config->on_error;
         blk->finished_last = &blk->finished;
-        memcpy(blk->serial, serial ? serial : id, strnlen(serial ? serial : id, SERIAL_BYTES));
+        blk->parked_last = &blk->parked;
+        memcpy(blk->serial, serial, strnlen(serial, BLK_SERIAL_BYTES));
         r = make_requests(blk, err);
         if (r == 0)
                 r = virtio_init(&blk->v, host, bus, &blk_ops, id, sizes, queues, err);
@@ -615,8 +607,8 @@ int virtio_blk_resized(struct device *dev, struct err *err)
 
         virtio_lock(v);
         r = block_refresh(blk->disk, err);
-        if (r == 0 && blk->capacity != blk->disk->info.size_bytes >> SECTOR_SHIFT) {
-                blk->capacity = blk->disk->info.size_bytes >> SECTOR_SHIFT;
+        if (r == 0 && blk->capacity != blk->disk->info.size_bytes >> BLK_SECTOR_SHIFT) {
+                blk->capacity = blk->disk->info.size_bytes >> BLK_SECTOR_SHIFT;
                 virtio_config_changed(v);
         }
         virtio_unlock(v);

@@ -4,12 +4,22 @@
 #include "block/block.h"
 #include "device/virtio.h"
 
-/*
- * A disk on the bus. `disk` is borrowed until the device is freed and must be on host->loop. serial is at most 20 bytes of text
- * (NULL: the id). queues is 1 to 16, usually the number of vCPUs.
- */
-int virtio_blk_new(struct device_host *host, struct pci_bus *bus, const char *id, struct block *disk, const char *serial,
-                   unsigned queues, struct device **dev, struct err *err) _must_check_;
+/* What becomes of a request that the disk could not do. */
+enum virtio_blk_on_error {
+        VIRTIO_BLK_FULL,   /* no space: the machine pauses until there is; every other error is told to the guest */
+        VIRTIO_BLK_REPORT, /* all are told to the guest */
+        VIRTIO_BLK_PAUSE,  /* with all the machine pauses until they are gone */
+};
+
+struct virtio_blk_config {
+        const char *serial; /* at most 20 bytes of text; NULL: the id */
+        unsigned queues;    /* 1 to 16, usually the number of vCPUs */
+        enum virtio_blk_on_error on_error;
+};
+
+/* A disk on the bus. `disk` is borrowed until the device is freed and must be on host->loop. */
+int virtio_blk_new(struct device_host *host, struct pci_bus *bus, const char *id, struct block *disk,
+                   const struct virtio_blk_config *config, struct device **dev, struct err *err) _must_check_;
 
 /* The image was grown or shrunk: asks the disk for its size and tells the guest. On the loop's thread, without the lock. */
 int virtio_blk_resized(struct device *dev, struct err *err) _must_check_;

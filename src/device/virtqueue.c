@@ -37,17 +37,10 @@ unsigned virtqueue_size(const struct virtio *v, unsigned queue)
 
 void ring_written(struct virtio *v, const void *host, uint64_t size_bytes)
 {
-        const struct guest_memory *mem = v->host->mem;
-        const uint8_t *at = host;
+        uint64_t gpa;
 
-        for (unsigned i = 0; i < mem->regions; i++) {
-                const struct guest_region *r = &mem->region[i];
-
-                if (at >= r->host && at < r->host + r->size_bytes) {
-                        guest_memory_written(mem, r->gpa + (uint64_t)(at - r->host), size_bytes);
-                        return;
-                }
-        }
+        if (guest_memory_gpa(v->host->mem, host, &gpa))
+                guest_memory_written(v->host->mem, gpa, size_bytes);
 }
 
 /* Buffers may cross from one region to the next when these touch, so that a descriptor can take more than one iovec. */

@@ -97,6 +97,19 @@ static int make_board(struct machine *machine, struct err *err)
         return 0;
 }
 
+static int parse_on_error(const char *name, enum virtio_blk_on_error *on_error, struct err *err)
+{
+        static const char *const names[] = { [VIRTIO_BLK_FULL] = "full", [VIRTIO_BLK_REPORT] = "report", [VIRTIO_BLK_PAUSE] = "pause" };
+
+        for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+                if (!name || !strcmp(name, names[i])) {
+                        *on_error = (enum virtio_blk_on_error)i;
+                        return 0;
+                }
+        }
+        return err_set(err, -EINVAL, "onerror=%s: it can be full, report or pause", name);
+}
+
 static int make_disk(struct machine *machine, unsigned index, struct err *err)
 {
         const struct vmm_disk *config = &machine->config.disk[index];
@@ -106,14 +119,18 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         const struct block_opening opening = {
                 .loop = machine->host.loop, .path = config->path, .format = config->format, .flags = config->readonly ? BLOCK_OPEN_READONLY : 0,
         };
-        int r = block_open(&opening, &disk, err);
+        struct virtio_blk_config blk;
+        int r = parse_on_error(config->on_error, &blk.on_error, err);
 
+        if (r == 0)
+                r = block_open(&opening, &disk, err);
         if (r < 0)
                 return r;
         machine->disk[machine->disks++] = disk;
+        blk.serial = config->serial;
+        blk.queues = MIN(machine->config.cpus, DISK_QUEUES_MAX);
         snprintf(id, sizeof(id), "virtio-blk%u", index);
-        r = virtio_blk_new(&machine->host, machine->board->pci, id, disk, NULL, MIN(machine->config.cpus, DISK_QUEUES_MAX), &dev,
-                           err);
+        r = virtio_blk_new(&machine->host, machine->board->pci, id, disk, &blk, &dev, err);
         return r < 0 ? r : add_device(machine, dev, err);
 }
 

@@ -63,12 +63,19 @@ struct machine {
         uv_async_t wake;
         bool has_wake;
         bool ended;
+        struct machine_stall *stall; /* machine-stall.c */
         uint64_t resets;
 };
 
 /* machine-devices.c: the board, the accelerator and all devices; what was made is freed by machine_free_devices(). */
 int machine_make_devices(struct machine *machine, const int net_fd[VMM_NETS_MAX], struct err *err) _must_check_;
 void machine_free_devices(struct machine *machine);
+
+/* machine-stall.c: pauses while a device waits for the host. machine_stall_free() comes before the loop's last round. */
+int machine_stall_init(struct machine *machine, struct err *err) _must_check_;
+void machine_stall_free(struct machine *machine);
+/* Why it stands still now; NULL: it does not. */
+const char *machine_stall_why(const struct machine *machine);
 
 /* machine-crash.c: registers and code bytes of a vCPU, to standard error. */
 void machine_print_crash(struct machine *machine, unsigned index);

@@ -460,7 +460,8 @@ static int make_machine(struct machine *machine, uv_loop_t *loop, const int net_
         }
         make_memory_map(machine);
         machine->host.mem = &machine->mem;
-        return machine_make_devices(machine, net_fd, err);
+        r = machine_make_devices(machine, net_fd, err);
+        return r < 0 ? r : machine_stall_init(machine, err);
 }
 
 int machine_new(const struct vmm_config *config, const struct accel_ops *ops, uv_loop_t *loop, const struct machine_host *host,
@@ -501,6 +502,7 @@ void machine_free(struct machine *machine)
         if (!machine)
                 return;
         join_threads(machine);
+        machine_stall_free(machine);
         machine_free_devices(machine);
         bus_free(machine->host.bus);
         timer_set_free(machine->host.timers);
@@ -569,6 +571,8 @@ void machine_status(struct machine *machine, char *text, size_t size_bytes)
 
         append(&at, last, "name        %s\n", machine->config.name);
         append(&at, last, "state       %s\n", machine->ended ? "ended" : machine->pauses ? "paused" : "running");
+        if (machine_stall_why(machine))
+                append(&at, last, "waits       %s\n", machine_stall_why(machine));
         append(&at, last, "accelerator %s\n", machine->ops->name);
         append(&at, last, "memory      %" PRIu64 " MiB\n", machine->config.memory_bytes >> 20);
         if (machine->balloon) {

@@ -36,6 +36,8 @@ enum vmm_exit {
 struct vmm_disk {
         const char *path;
         const char *format; /* "raw", "qcow2", …; NULL: found out from the file */
+        const char *serial; /* what the guest reads as its serial number; NULL: the device's name */
+        const char *on_error; /* "full" (NULL), "report", "pause": see virtio_blk_on_error */
         bool readonly;
 };
 

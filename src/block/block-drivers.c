@@ -2,10 +2,12 @@
 #include "block/block-file.h"
 #include "block/qcow2/qcow2.h"
 #include "block/vdi/vdi.h"
+#include "block/vhd/vhd.h"
 
 const struct block_driver *const block_drivers[] = {
         &block_file,
         &block_qcow2,
         &block_vdi,
+        &block_vhd,
         NULL,
 };

@@ -728,6 +728,25 @@ void mapped_places_done(struct mapped_places *places)
         free(places->at);
 }
 
+int mapped_compact(uint32_t *owner, uint32_t *count, int (*move)(void *ctx, uint32_t from, uint32_t to, uint32_t block), void *ctx)
+{
+        uint32_t hole = 0;
+        int r = 0;
+
+        while (r == 0) {
+                while (*count && owner[*count - 1] == MAPPED_NOBODY)
+                        --*count;
+                while (hole < *count && owner[hole] != MAPPED_NOBODY)
+                        hole++;
+                if (hole >= *count)
+                        break;
+                r = move(ctx, *count - 1, hole, owner[*count - 1]);
+                owner[hole] = owner[*count - 1];
+                owner[*count - 1] = MAPPED_NOBODY;
+        }
+        return r;
+}
+
 void mapped_say(const struct block_check *check, const char *fmt, ...)
 {
         char text[256];

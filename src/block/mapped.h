@@ -127,6 +127,12 @@ int mapped_places_add(struct mapped_places *places, uint64_t at) _must_check_;
 /* How many lie over the one in front of them, each being `length` units long. Sorts them. */
 size_t mapped_places_clash(struct mapped_places *places, uint64_t length);
 void mapped_places_done(struct mapped_places *places);
+/*
+ * Places of one size, side by side: owner[n] is the guest's block at place n, or MAPPED_NOBODY. The last ones move into the holes, until the
+ * first *count are all that is used. move() must make sure that its copy is on stable storage before its name is, and that before it returns.
+ */
+#define MAPPED_NOBODY UINT32_MAX
+int mapped_compact(uint32_t *owner, uint32_t *count, int (*move)(void *ctx, uint32_t from, uint32_t to, uint32_t block), void *ctx) _must_check_;
 /* Tells of something that is wrong. */
 void mapped_say(const struct block_check *check, const char *fmt, ...) _printf_(2, 3);
 

@@ -464,7 +464,7 @@ static void use_format(struct fixture *f, const char *name)
 {
         static const struct block_option small[] = { { "block_size", "16K" } };
 
-        if (strcmp(name, "vdi") == 0) {
+        if (strcmp(name, "vdi") == 0 || strcmp(name, "vhd") == 0) {
                 f->option = small;
                 f->options = 1;
         }
@@ -498,6 +498,7 @@ CRASH(crash_subclusters, "qcow2", 5, { "extended_l2", "on" }, { "cluster_size", 
 CRASH(crash_bitmap, "qcow2", 6, { "version", "3" })
 CRASH(crash_bitmap_small, "qcow2", 7, { "cluster_size", "4K" })
 CRASH(crash_vdi, "vdi", 8, { "block_size", "16K" })
+CRASH(crash_vhd, "vhd", 9, { "block_size", "16K" })
 
 /* step: so many calls from one trouble to the next, in the short test. */
 #define TROUBLE(format, step)                                                                 \
@@ -521,6 +522,7 @@ CRASH(crash_vdi, "vdi", 8, { "block_size", "16K" })
 
 TROUBLE(qcow2, 7)
 TROUBLE(vdi, 11)
+TROUBLE(vhd, 11)
 
 int main(int argc, char **argv)
 {
@@ -528,9 +530,10 @@ int main(int argc, char **argv)
         const struct CMUnitTest tests[] = {
 #define TROUBLES(format) CASE(an_error_at_each_call_##format), CASE(a_full_disk_at_each_place_##format), CASE(no_memory_at_each_call_##format)
                 CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters),
-                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi),
+                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi), CASE(crash_vhd),
                 TROUBLES(qcow2),
                 TROUBLES(vdi),
+                TROUBLES(vhd),
         };
 
         if (argc > 1)

@@ -433,6 +433,9 @@ LIFE(vdi_dynamic, "vdi", ".vdi", "vdi", CHECKED, 40 * MIB + 512, { "static", "of
 LIFE(vdi_static, "vdi", ".vdi", "vdi", CHECKED, 9 * MIB + 512, { "static", "on" })
 LIFE(vdi_small_blocks, "vdi", ".vdi", NULL, RESIZED, 9 * MIB + 512, { "block_size", "8K" })
 LIFE(vdi_resized, "vdi", ".vdi", "vdi", CHECKED | RESIZED, 20 * MIB, { "static", "off" })
+LIFE(vhd_dynamic, "vhd", ".vhd", "vpc", 0, 40 * MIB + 512, { "subformat", "dynamic" })
+LIFE(vhd_fixed, "vhd", ".vhd", "vpc", RESIZED, 9 * MIB + 512, { "subformat", "fixed" })
+LIFE(vhd_small_blocks, "vhd", ".vpc", "vpc", RESIZED, 9 * MIB + 512, { "block_size", "16K" })
 
 int main(void)
 {
@@ -440,6 +443,7 @@ int main(void)
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
                 CASE(vdi_dynamic), CASE(vdi_static), CASE(vdi_small_blocks), CASE(vdi_resized),
+                CASE(vhd_dynamic), CASE(vhd_fixed), CASE(vhd_small_blocks),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

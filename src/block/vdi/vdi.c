@@ -475,14 +475,20 @@ static int note_owner(struct vdi *v, void *ctx, uint32_t block, uint32_t index)
         return 0;
 }
 
-/* Copy first, then its name; each is on stable storage before the next. */
-static int move_block(struct vdi *v, uint32_t from, uint32_t to, uint32_t block, uint8_t *bytes)
+struct moving {
+        struct vdi *v;
+        uint8_t *bytes;
+};
+
+static int move_block(void *ctx, uint32_t from, uint32_t to, uint32_t block)
 {
+        const struct moving *moving = ctx;
+        struct vdi *v = moving->v;
         uint8_t entry[4];
-        int r = block_read(v->m.file, place_of(v, from), bytes, v->block_bytes);
+        int r = block_read(v->m.file, place_of(v, from), moving->bytes, v->block_bytes);
 
         if (r == 0)
-                r = block_write(v->m.file, place_of(v, to), bytes, v->block_bytes);
+                r = block_write(v->m.file, place_of(v, to), moving->bytes, v->block_bytes);
         if (r == 0)
                 r = block_flush(v->m.file);
         put_le32(entry, to);
@@ -494,27 +500,17 @@ static int move_block(struct vdi *v, uint32_t from, uint32_t to, uint32_t block,
 /* The last blocks go into the holes. Nothing of the map is in the cache, and nothing is named twice. */
 static int compact(struct vdi *v)
 {
-        uint64_t count = v->next;
-        _cleanup_free_ uint32_t *owner = malloc((count + 1) * sizeof(*owner));
+        _cleanup_free_ uint32_t *owner = malloc((v->next + UINT64_C(1)) * sizeof(*owner));
         _cleanup_free_ uint8_t *bytes = malloc(v->block_bytes);
-        uint32_t hole = 0;
+        struct moving moving = { v, bytes };
         int r;
 
         if (!owner || !bytes)
                 return -ENOMEM;
-        memset(owner, 0xff, (count + 1) * sizeof(*owner));
+        memset(owner, 0xff, (v->next + UINT64_C(1)) * sizeof(*owner));
         r = walk(v, note_owner, owner);
-        while (r == 0) {
-                while (v->next && owner[v->next - 1] == ABSENT)
-                        v->next--;
-                while (hole < v->next && owner[hole] != ABSENT)
-                        hole++;
-                if (hole >= v->next)
-                        break;
-                r = move_block(v, v->next - 1, hole, owner[v->next - 1], bytes);
-                owner[hole] = owner[v->next - 1];
-                owner[v->next - 1] = ABSENT;
-        }
+        if (r == 0)
+                r = mapped_compact(owner, &v->next, move_block, &moving);
         free(v->named);
         v->named = NULL;
         return r == 0 ? return_reserve(v) : r;

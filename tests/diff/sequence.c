@@ -277,18 +277,22 @@ static bool draw_access(struct draft *d, struct code *code)
         return decode(d, code);
 }
 
-/* Jcc, JMP or JRCXZ over one to three instructions; where to is put in when all are there. */
+/* Jcc, JMP, JRCXZ or LOOP over one to three instructions; where to is put in when all are there. */
 static bool draw_jump(struct draft *d, struct code *code, unsigned *target)
 {
-        unsigned kind = random_below(d->r, 36), cc = random_below(d->r, 16), from = d->c->count;
+        unsigned kind = random_below(d->r, 40), cc = random_below(d->r, 16), from = d->c->count;
 
         memset(code->bytes, 0, sizeof(code->bytes));
         if (kind < 20)
                 code->bytes[0] = (uint8_t)(0x70 + cc);
         else if (kind < 32)
                 memcpy(code->bytes, (uint8_t[]){ 0x0f, (uint8_t)(0x80 + cc) }, 2);
-        else
+        else if (kind < 36)
                 code->bytes[0] = kind == 32 ? 0xe3 : kind == 33 ? 0xe9 : 0xeb;
+        else /* also with the other address size */
+                memcpy(code->bytes, (uint8_t[]){ 0x67, kind == 36 ? 0xe3 : 0xe2 }, 2);
+        if (kind == 39)
+                memcpy(code->bytes, (uint8_t[]){ (uint8_t)(0xe0 + random_below(d->r, 3)), 0 }, 2);
         *target = MIN(from + 2 + random_below(d->r, 3), d->wanted);
         return decode(d, code);
 }

@@ -532,6 +532,7 @@ static void timer(uint32_t count, bool periodic)
 FOREVER(jump_to_self, "1: jmp 1b")
 FOREVER(count_down, "1: movl $-1, %%ecx\n 2: decl %%ecx\n jnz 2b\n jmp 1b")
 FOREVER(loop_instruction, "1: movl $-1, %%ecx\n 2: loop 2b\n jmp 1b")
+FOREVER(jrcxz_to_self, "xorl %%ecx, %%ecx\n 1: jrcxz 1b\n ud2")
 FOREVER(forward_and_back, "1: jmp 3f\n 2: addl $1, %%edx\n jmp 1b\n 3: addl $3, %%ecx\n jmp 2b")
 FOREVER(indirect, "leaq 1f(%%rip), %%rdx\n 1: incq %%rcx\n jmp *%%rdx")
 FOREVER(call_and_return, "jmp 2f\n 1: incq %%rcx\n ret\n 2: call 1b\n jmp 2b")
@@ -543,7 +544,8 @@ FOREVER(rep_string, "1: movl $16, %%ecx\n leaq -256(%%rsp), %%rdi\n rep stosq\n 
 static void check_loops(void)
 {
         static const struct { const char *name; void (*run)(void); } loops[] = {
-                { "JMP to itself", jump_to_self }, { "DEC, JNZ", count_down }, { "LOOP", loop_instruction }, { "jumps forward and back", forward_and_back },
+                { "JMP to itself", jump_to_self }, { "DEC, JNZ", count_down }, { "LOOP", loop_instruction },
+                { "JRCXZ to itself", jrcxz_to_self }, { "jumps forward and back", forward_and_back },
                 { "an indirect jump", indirect }, { "CALL and RET", call_and_return }, { "CALL without RET", calls_only },
                 { "jumps across pages", across_pages }, { "REP STOS", rep_string },
         };

@@ -926,6 +926,38 @@ static void check_hot(void)
         CHECK_FAULT("RDFSBASE without CR4.FSGSBASE", 6, 0);
 }
 
+/* LOOP and JRCXZ in code that is hot, with flags that come through them (vol. 2A "JCC", "LOOP"). */
+static void check_counted(void)
+{
+        uint64_t sum, left, flags, wrong = 0;
+
+        __asm__ volatile("xorl %%eax, %%eax\n movl $3000, %%ecx\n 1: addq %%rcx, %%rax\n loop 1b\n pushfq\n popq %2"
+                         : "=&a"(sum), "=&c"(left), "=r"(flags) : : "cc");
+        check_eq("LOOP: the sum", sum, 3000 * 3001 / 2);
+        check_eq("LOOP: RCX", left, 0);
+        check_eq("LOOP: the last ADD's flags", flags & 0x8d5, 4);
+        __asm__ volatile("movl $3000, %%ecx\n movl $1, %k0\n clc\n 1: rclq $1, %0\n loop 1b\n rcrq $1, %0"
+                         : "=&r"(sum), "=&c"(left) : : "cc"); /* 65 bits turn: 3000 steps left, 1 right */
+        check_eq("LOOP behind RCL: what has turned", sum, 1ull << (3000 % 65 - 1));
+        __asm__ volatile("xorl %%eax, %%eax\n movl $2000, %%ecx\n 1: jrcxz 2f\n incl %%eax\n decq %%rcx\n jmp 1b\n 2:" : "=&a"(sum), "=&c"(left) : : "cc");
+        check_eq("JRCXZ: rounds", sum, 2000);
+        for (uint64_t n = 0; n < 300; n++) {
+                uint64_t high = n << 32;
+                uint8_t below, zero, early = 1, equal = 0;
+
+                __asm__ volatile("movq %4, %%rcx\n xorl %k0, %k0\n cmpq $150, %5\n addr32 jrcxz 1f\n movl $1, %k0\n 1: setb %2\n setz %3\n jrcxz 2f\n leaq 2(%0), %0\n 2:"
+                                 : "=&r"(sum), "=&c"(left), "=&q"(below), "=&q"(zero) : "r"(high), "r"(n) : "cc");
+                wrong += sum != (n ? 2 : 0) || below != (n < 150) || zero != (n == 150) || left != high;
+                __asm__ volatile("leaq 3(%4), %%rcx\n xorl %k0, %k0\n cmpq $150, %5\n 1: leaq 1(%0), %0\n addr32 loop 1b\n setb %2\n setz %3"
+                                 : "=&r"(sum), "=&c"(left), "=&q"(below), "=&q"(zero) : "r"(high), "r"(n) : "cc");
+                wrong += sum != 3 || left || below != (n < 150) || zero != (n == 150);
+                __asm__ volatile("movq %4, %%rcx\n cmpq $150, %4\n jrcxz 1f\n setb %2\n setz %3\n loop 2f\n 1: movl $7, %k0\n jmp 3f\n 2: movl $9, %k0\n 3:"
+                                 : "=&r"(sum), "=&c"(left), "+q"(early), "+q"(equal) : "r"(n) : "cc");
+                wrong += sum != (n <= 1 ? 7 : 9) || left != (n ? n - 1 : 0) || early != (n < 150) || equal != (n == 150);
+        }
+        check_eq("counted jumps and the flags behind them", wrong, 0);
+}
+
 void main(void)
 {
         tcg = under_tcg();
@@ -944,5 +976,6 @@ void main(void)
         check_double_fault();
         check_code();
         check_hot();
+        check_counted();
         finish();
 }

@@ -325,6 +325,45 @@ static void emit_jcc(struct translation *t, struct tinsn *i)
         }
 }
 
+/* ---- JRCXZ, LOOP: neither changes a flag, and the host's JRCXZ looks at RCX, which is scratch ---- */
+
+static bool counts(const struct tinsn *i)
+{
+        return i->z.mnemonic == ZYDIS_MNEMONIC_LOOP;
+}
+
+static void emit_count_jump(struct translation *t, struct tinsn *i)
+{
+        unsigned size_bytes = i->insn.asize, count = treg_of(X86_RCX);
+        struct asm_label zero = { 0 }, other = { 0 }, out = { 0 };
+        uint32_t target = (uint32_t)i->insn.imm;
+
+        flags_to_host(t);
+        if (i->ends) {
+                load_go(t);
+                asm_jrcxz(t->a, &out);
+        }
+        if (counts(i)) {
+                flags_register_changes(t, i, X86_RCX);
+                asm_rm(t->a, size_bytes, 0x8d, count, asm_at(count, -1)); /* lea */
+        }
+        asm_mov(t->a, size_bytes, TREG_SCRATCH, count);
+        asm_jrcxz(t->a, &zero);
+        if (counts(i)) {
+                exit_checked(t, target, false);
+                asm_bind(t->a, &zero);
+        } else {
+                asm_jmp(t->a, &other);
+                asm_bind(t->a, &zero);
+                exit_checked(t, target, false);
+                asm_bind(t->a, &other);
+        }
+        if (i->ends) {
+                emit_exit(t, i->insn.end);
+                bind_go(t, &out, i, 0);
+        }
+}
+
 /* RBP = the target that an indirect branch names. */
 static void load_indirect(struct translation *t, struct tinsn *i)
 {
@@ -573,6 +612,13 @@ temit_fn branch_translate(struct tinsn *i)
                 conditional = true;
                 emit = i->insn.opsize == 2 ? NULL : emit_jcc;
                 break;
+        case ZYDIS_MNEMONIC_LOOP:
+        case ZYDIS_MNEMONIC_JECXZ:
+        case ZYDIS_MNEMONIC_JRCXZ:
+                conditional = true;
+                /* Within 127 bytes there is the way out to the same page only. */
+                emit = i->insn.opsize == 2 || (counts(i) && !in_page((uint32_t)i->insn.imm)) ? NULL : emit_count_jump;
+                break;
         case ZYDIS_MNEMONIC_JMP:
                 emit = i->insn.opsize == 2 ? NULL : direct_or_not(i, emit_jmp, emit_jmp_indirect);
                 if (emit == emit_jmp && i->insn.imm > i->insn.start && i->insn.imm < GUEST_PAGE_SIZE && i->followed) {
@@ -595,7 +641,9 @@ temit_fn branch_translate(struct tinsn *i)
                 i->reads = TFLAGS_ALL;
                 i->writes = TFLAGS_ALL;
         }
-        i->keeps_address = conditional && !i->ends && in_page((uint32_t)i->insn.imm);
+        if (emit == emit_count_jump) /* on its way out it takes all along in the host's flags */
+                i->reads = TFLAGS_ALL;
+        i->keeps_address = emit == emit_jcc && !i->ends && in_page((uint32_t)i->insn.imm);
         if (emit == emit_call)
                 i->access = TACCESS_PUSH;
         else if (emit == emit_ret)

@@ -51,10 +51,14 @@ static bool call_nowhere(const struct pair *pair)
         return at(pair)->z.meta.category == ZYDIS_CATEGORY_CALL && pair->native->vector >= 12 && pair->native->vector <= 14;
 }
 
-/* How a processor cuts long accesses into pieces, and which of them it does first, is its own affair: it has to be nearby. */
+/*
+ * How a processor cuts long accesses into pieces, and which of them it does first, is its own affair: it has to be nearby. With addresses
+ * of 16 bits, pieces behind 64 KiB may be at its begin, too.
+ */
 static bool same_place(const struct pair *pair)
 {
         const ZydisDecodedInstruction *z = &at(pair)->z;
+        uint32_t within = z->address_width == 16 ? UINT16_MAX : UINT32_MAX;
         unsigned memory = 0;
 
         if (pair->native->cr2 == pair->other->cr2)
@@ -66,8 +70,7 @@ static bool same_place(const struct pair *pair)
                         continue;
                 memory++;
                 if (o->size > 80 || at(pair)->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ)
-                        return (uint32_t)(pair->native->cr2 - pair->other->cr2) < PAGE ||
-                               (uint32_t)(pair->other->cr2 - pair->native->cr2) < PAGE;
+                        return ((pair->native->cr2 - pair->other->cr2) & within) < PAGE || ((pair->other->cr2 - pair->native->cr2) & within) < PAGE;
         }
         return memory > 1;
 }

@@ -23,6 +23,9 @@
 /* A file system notes zeroes down; for a block device without a command for it the kernel writes them, and is not to be stopped. */
 #define ZEROES_FILE_BYTES (UINT32_C(1) << 31)
 
+/* For the lock of somebody who is gone. */
+#define LOCK_PATIENCE_MS 600
+
 /* Whole sectors in an off_t. */
 #define SIZE_MAX_BYTES (INT64_MAX / 4096 * 4096)
 
@@ -37,12 +40,22 @@ static struct file *to_file(struct block *block)
         return container_of(block, struct file, block);
 }
 
+/*
+ * The lock of a process that was killed goes when the kernel has put its io_uring away, which is a little after the process: who comes
+ * at once has to wait for it.
+ */
 static int lock_file(int fd, const char *path, bool readonly, struct err *err)
 {
-        struct flock lock = { .l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+        for (unsigned waited_ms = 0; waited_ms <= LOCK_PATIENCE_MS; waited_ms += 20) {
+                struct flock lock = { .l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
 
-        if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
-                return 0;
+                if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+                        return 0;
+                if (errno != EAGAIN && errno != EACCES)
+                        break;
+                if (waited_ms < LOCK_PATIENCE_MS)
+                        usleep(20000);
+        }
         if (errno == EAGAIN || errno == EACCES)
                 return err_set(err, -EBUSY, "disk %s is in use by another process%s", path,
                                readonly ? " that writes it" : "; read-only users can share it");

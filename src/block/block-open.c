@@ -201,7 +201,7 @@ int block_create(const struct block_opening *opening, const struct block_creatio
                 r = choose_format(opening, NULL, &format, err);
         if (r == 0)
                 r = check_creation(opening, format, creation, err);
-        if (r < 0)
+        if (r != 0)
                 return r;
         fd = open(opening->path, O_RDWR | O_CREAT | O_CLOEXEC | (overwrite ? 0 : O_EXCL), 0666);
         if (fd < 0 && errno == EEXIST)
@@ -313,5 +313,5 @@ int block_open_beside(const struct block_opening *front, const char *name, struc
         if (r == 0)
                 r = check_place(front, path, err);
         opening.path = path;
-        return r < 0 ? r : block_open(&opening, file, err);
+        return r == 0 ? block_open(&opening, file, err) : r;
 }

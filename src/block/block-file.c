@@ -33,6 +33,7 @@ struct file {
         struct block block;
         struct file_io *io;
         int fd;
+        bool no_flush;
 };
 
 static struct file *to_file(struct block *block)
@@ -185,6 +186,7 @@ static int file_open(const struct block_opening *opening, struct block **block, 
                 return r;
         }
         file->fd = -1;
+        file->no_flush = opening->flags & BLOCK_OPEN_NO_FLUSH;
         r = open_file(file, opening->flags, err);
         if (r == 0)
                 r = read_geometry(file, err);
@@ -200,6 +202,13 @@ static int file_open(const struct block_opening *opening, struct block **block, 
 
 static void file_submit(struct block *block, struct block_request *req)
 {
+        if (to_file(block)->no_flush) {
+                req->flags &= ~(unsigned)BLOCK_F_DURABLE;
+                if (req->op == BLOCK_FLUSH) {
+                        block_complete(block, req, 0);
+                        return;
+                }
+        }
         file_io_submit(to_file(block)->io, req);
 }
 

@@ -99,6 +99,7 @@ struct block_extent {
 #define BLOCK_OPEN_NO_BACKING 16 /* the one image alone */
 #define BLOCK_OPEN_ANY_BACKING 32 /* backing files may be anywhere, not only where the image is */
 #define BLOCK_OPEN_REPAIR 64     /* as it is, also when it says that it is damaged */
+#define BLOCK_OPEN_NO_FLUSH 128  /* nothing is waited for to be on stable storage: an image that is worth nothing before it is whole */
 
 struct block_opening {
         uv_loop_t *loop;

@@ -669,7 +669,7 @@ const struct cli_command cli_disk_snapshot = { .table = &disk_snapshot_table, .a
 struct pair_args {
         const char *from_path, *to_path, *from_format, *to_format;
         struct create_args create; /* its options */
-        bool any_backing, overwrite, quiet;
+        bool any_backing, overwrite, quiet, sync;
         int compression; /* index in compressions */
 };
 
@@ -693,6 +693,7 @@ static const struct opt convert_options[] = {
         { "option", "KEY=VALUE", "an option of the new format's own; see virta disk create", OPT_CALL, .call = add_pair_option, .repeated = true, .letter = 'o' },
         { "compress", "KIND", "compress what is copied; of qcow2", OPT_CHOICE, PAIR(compression), .choices = compressions, .fallback = "none" },
         { "overwrite", NULL, "replace a file that is there already", OPT_FLAG, PAIR(overwrite) },
+        { "sync", NULL, "end when the new image is on stable storage", OPT_FLAG, PAIR(sync) },
         { "quiet", NULL, "no progress", OPT_FLAG, PAIR(quiet) },
         DISK_ALLOW_OPTION(struct pair_args),
         { 0 },
@@ -708,18 +709,20 @@ const struct opt_command disk_convert_table = {
         .name = "disk convert",
         .summary = "copy an image into another format",
         .description = "Makes a new image with all that the source reads as, its backing files included. Zeroes take no space. When it fails, or is "
-                       "ended, the new image is taken away again.",
+                       "ended, the new image is taken away again. The host writes it to its own disk when it likes, unless --sync is given.",
         .options = convert_options,
         .operands = pair_operands,
 };
 
 static int convert_into(struct disk_session *session, struct pair_args *args, struct block *from, struct err *err)
 {
-        struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format };
+        struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format, .flags = BLOCK_OPEN_NO_URING };
         struct block_creation creation = { .size_bytes = from->info.size_bytes, .option = args->create.option, .options = args->create.options };
-        struct disk_copy copy = { .from = from, .to_is_empty = true, .quiet = args->quiet, .compress = args->compression };
+        struct block_copy copy = { .from = from, .size_bytes = from->info.size_bytes, .to_is_empty = true, .compress = args->compression };
         int r = 0;
 
+        if (!args->sync)
+                opening.flags |= BLOCK_OPEN_NO_FLUSH;
         if (args->compression) {
                 char kind[32];
 
@@ -734,7 +737,8 @@ static int convert_into(struct disk_session *session, struct pair_args *args, st
                 return r;
         r = block_open(&opening, &copy.to, err);
         if (r == 0) {
-                r = disk_copy_run(session, &copy, err);
+                copy.unit_bytes = args->compression ? copy.to->info.optimal_bytes : 0;
+                r = disk_copy_run(session, &copy, args->quiet, err);
                 if (r == 0)
                         r = block_finish(copy.to, err);
                 disk_close(session, copy.to);
@@ -748,7 +752,8 @@ static int convert_work(struct disk_session *session, void *into, struct err *er
 {
         struct pair_args *args = into;
         struct block *from;
-        int r = disk_open(session, args->from_path, args->from_format, BLOCK_OPEN_READONLY | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0), &from, err);
+        int r = disk_open(session, args->from_path, args->from_format,
+                          BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_URING | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0), &from, err);
 
         if (r < 0)
                 return r;
@@ -796,7 +801,7 @@ const struct opt_command disk_compare_table = {
 static int compare_work(struct disk_session *session, void *into, struct err *err)
 {
         struct pair_args *args = into;
-        struct disk_copy copy = { .quiet = args->quiet };
+        struct block_copy copy = { .compare = true };
         unsigned flags = BLOCK_OPEN_READONLY | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0);
         int r = disk_open(session, args->from_path, args->from_format, flags, &copy.from, err);
 
@@ -804,7 +809,8 @@ static int compare_work(struct disk_session *session, void *into, struct err *er
                 return r;
         r = disk_open(session, args->to_path, args->to_format, flags, &copy.other, err);
         if (r == 0) {
-                r = disk_copy_run(session, &copy, err);
+                copy.size_bytes = MAX(copy.from->info.size_bytes, copy.other->info.size_bytes);
+                r = disk_copy_run(session, &copy, args->quiet, err);
                 disk_close(session, copy.other);
         }
         disk_close(session, copy.from);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "block/block.h"
+#include "block/job/copy.h"
 #include "cli/cli.h"
 
 struct disk_session {
@@ -25,15 +26,5 @@ int disk_open(struct disk_session *session, const char *path, const char *format
 
 /* ---- disk-copy.c ---- */
 
-struct disk_copy {
-        struct block *from, *to; /* to NULL: compare with `other` */
-        struct block *other;
-        bool to_is_empty;        /* it reads as zeroes */
-        bool compress;           /* whole clusters of `to`, compressed */
-        bool quiet;
-        /* Of a comparison: the first byte that differs; BLOCK_NOWHERE: none. */
-        uint64_t differs;
-};
-
-/* All of `from`. Shows progress on a terminal. */
-int disk_copy_run(struct disk_session *session, struct disk_copy *copy, struct err *err) _must_check_;
+/* block_copy_run() with progress on a terminal, unless quiet. */
+int disk_copy_run(struct disk_session *session, struct block_copy *copy, bool quiet, struct err *err) _must_check_;

@@ -131,6 +131,7 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         blk.queues = MIN(machine->config.cpus, DISK_QUEUES_MAX);
         snprintf(id, sizeof(id), "virtio-blk%u", index);
         r = virtio_blk_new(&machine->host, machine->board->pci, id, disk, &blk, &dev, err);
+        machine->blk[index] = r < 0 ? NULL : dev;
         return r < 0 ? r : add_device(machine, dev, err);
 }
 

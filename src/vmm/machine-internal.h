@@ -44,6 +44,7 @@ struct machine {
         struct device *console, *balloon;
         unsigned disks;
         struct block *disk[VMM_DISKS_MAX];
+        struct device *blk[VMM_DISKS_MAX];
         unsigned shares;
         struct virtio *share[VMM_SHARES_MAX];
         struct virtio *vsock; /* NULL: none */

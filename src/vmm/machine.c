@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "device/acpi-pm.h"
 #include "device/virtio-balloon.h"
+#include "device/virtio-blk.h"
 #include "device/virtio-fs.h"
 #include "device/virtio-vsock.h"
 #include "vmm/acpi.h"
@@ -347,6 +348,26 @@ void machine_power_button(struct machine *machine)
 int machine_balloon(struct machine *machine, uint64_t target_bytes, struct err *err)
 {
         return virtio_balloon_set_target(machine->balloon, target_bytes, err);
+}
+
+int machine_disk_grow(struct machine *machine, unsigned index, uint64_t size_bytes, struct err *err)
+{
+        struct block *disk = index < machine->disks ? machine->disk[index] : NULL;
+        int r;
+
+        if (!disk)
+                return err_set(err, -ENOENT, "there is no disk %u", index);
+        if (disk->info.readonly)
+                return err_set(err, -EROFS, "disk %s is read-only", disk->path);
+        if (size_bytes < disk->info.size_bytes)
+                return err_set(err, -EINVAL, "disk %s has %" PRIu64 " MiB, and does not become smaller while a guest uses it", disk->path,
+                               disk->info.size_bytes >> 20);
+        machine_pause(machine); /* nothing is in flight then */
+        r = block_resize(disk, size_bytes, err);
+        if (r == 0)
+                r = virtio_blk_resized(machine->blk[index], err);
+        machine_resume(machine);
+        return r;
 }
 
 /* ---- events ---- */

@@ -61,6 +61,8 @@ void machine_resume(struct machine *machine);
 int machine_reset(struct machine *machine, struct err *err) _must_check_;
 void machine_power_button(struct machine *machine);
 /* Asks the guest to give target_bytes of its memory back; 0: none. -EINVAL when it has less. */
+/* The disk of that number is larger from now on, and the guest is told; it does not become smaller. */
+int machine_disk_grow(struct machine *machine, unsigned index, uint64_t size_bytes, struct err *err) _must_check_;
 int machine_balloon(struct machine *machine, uint64_t target_bytes, struct err *err) _must_check_;
 
 /*

@@ -14,6 +14,7 @@ static const struct {
         { "cpus", MONITOR_CPUS },
         { "power", MONITOR_POWER_BUTTON },
         { "balloon", MONITOR_BALLOON, true },
+        { "disk", MONITOR_DISK, true },
         { "reset", MONITOR_RESET },
         { "pause", MONITOR_PAUSE },
         { "resume", MONITOR_RESUME },
@@ -28,6 +29,7 @@ const char *monitor_help(void)
                "cpus    where the processors' time went (more with --cpu-stats)\n"
                "power   press the power button\n"
                "balloon SIZE  ask the guest to give so much of its memory back (512M, 2G; 0: none)\n"
+               "disk N SIZE  make a disk larger (disk 0 20G: the first one)\n"
                "reset   reset the machine\n"
                "pause   stop the machine where it is\n"
                "resume  let it go on\n"

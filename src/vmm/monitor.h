@@ -15,6 +15,7 @@ enum monitor_command {
         MONITOR_CPUS,
         MONITOR_POWER_BUTTON,
         MONITOR_BALLOON,
+        MONITOR_DISK,
         MONITOR_RESET,
         MONITOR_PAUSE,
         MONITOR_RESUME,

@@ -149,6 +149,24 @@ static void monitor_balloon(struct vmm *vmm)
         console_print(vmm->console, "\n");
 }
 
+/* "0 20G" */
+static void monitor_disk(struct vmm *vmm)
+{
+        const char *argument = vmm->monitor.argument;
+        struct err err = ERR_INIT;
+        uint64_t bytes = 0;
+        char *size;
+        unsigned long index = strtoul(argument, &size, 10);
+        int r = size == argument || *size != ' ' ? err_set(&err, -EINVAL, "'disk N SIZE': which one, and how large") : 0;
+
+        if (r == 0)
+                r = size_parse(size + strspn(size, " "), &bytes, &err);
+        if (r == 0 && machine_disk_grow(vmm->machine, (unsigned)MIN(index, UINT_MAX), bytes, &err) == 0)
+                return;
+        console_print(vmm->console, err.text);
+        console_print(vmm->console, "\n");
+}
+
 static void monitor_run(struct vmm *vmm, enum monitor_command command)
 {
         struct err err = ERR_INIT;
@@ -165,6 +183,9 @@ static void monitor_run(struct vmm *vmm, enum monitor_command command)
                 break;
         case MONITOR_BALLOON:
                 monitor_balloon(vmm);
+                break;
+        case MONITOR_DISK:
+                monitor_disk(vmm);
                 break;
         case MONITOR_RESET:
                 if (machine_reset(vmm->machine, &err) < 0) {

@@ -445,7 +445,7 @@ static int write_blocks(struct walk *w, uint64_t first, uint64_t *table, uint64_
 static int rebuild(struct walk *w)
 {
         struct qcow2 *q = w->q;
-        uint64_t first = w->clusters, counts = UINT64_C(1) << q->refcount_block_bits, blocks, before = 0, table_clusters, total;
+        uint64_t first = w->clusters, counts = UINT64_C(1) << q->refcount_block_bits, blocks, before = 0, table_clusters, total, entries;
         uint64_t *table = NULL;
         uint16_t *refs;
         int r;
@@ -470,13 +470,14 @@ static int rebuild(struct walk *w)
         for (uint64_t n = first; n < total; n++)
                 refs[n] = 1;
         w->clusters = total;
-        table = calloc(table_clusters, q->cluster_bytes);
+        entries = MAX(table_clusters * q->cluster_bytes / 8, 1u);
+        table = calloc(entries, 8);
         if (!table)
                 return -ENOMEM;
         table_cache_done(&q->cache); /* counts as they were */
         r = write_blocks(w, first, table, blocks);
         if (r == 0)
-                r = write_l1(q, (first + blocks) << q->header.cluster_bits, table, table_clusters * q->cluster_bytes / 8);
+                r = write_l1(q, (first + blocks) << q->header.cluster_bits, table, entries);
         if (r == 0)
                 r = block_flush(q->file);
         if (r < 0) {
@@ -487,7 +488,7 @@ static int rebuild(struct walk *w)
         q->header.refcount_clusters = (uint32_t)table_clusters;
         free(q->refcount_table);
         q->refcount_table = table;
-        q->refcount_entries = (uint32_t)(table_clusters * q->cluster_bytes / 8);
+        q->refcount_entries = (uint32_t)entries;
         q->file_clusters = total;
         q->search = 0;
         r = qcow2_write_header(q);

@@ -164,7 +164,7 @@ static int write_all(struct qcow2 *q, const struct layout *l, struct err *err)
 
         if (r < 0)
                 return r;
-        q->refcount_entries = (uint32_t)(l->table_clusters * q->cluster_bytes / 8);
+        q->refcount_entries = (uint32_t)MAX(l->table_clusters * q->cluster_bytes / 8, 1u);
         q->refcount_table = calloc(q->refcount_entries, 8);
         if (!q->refcount_table)
                 return err_nomem(err);

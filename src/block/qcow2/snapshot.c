@@ -466,8 +466,10 @@ static int read_l1(struct qcow2 *q, const struct entry *e, uint64_t **l1)
 {
         int r;
 
-        if (e->l1_entries * 8ull > QCOW2_L1_BYTES_MAX || (e->l1_entries && !qcow2_offset_good(q, e->l1_offset)))
-                return qcow2_corrupt(q, "the L1 table of snapshot %s is said to be at %#" PRIx64, e->name, e->l1_offset);
+        if (e->l1_entries * 8ull > QCOW2_L1_BYTES_MAX || (e->l1_entries && !qcow2_offset_good(q, e->l1_offset))) {
+                qcow2_corrupt(q, "the L1 table of snapshot %s is said to be at %#" PRIx64, e->name, e->l1_offset);
+                return -EIO;
+        }
         *l1 = calloc(MAX(e->l1_entries, 1u), 8);
         if (!*l1)
                 return -ENOMEM;
@@ -492,7 +494,7 @@ static int delete(struct qcow2 *q, struct list *list, struct entry *e)
         struct entry gone = *e;
         int r = read_l1(q, e, &l1);
 
-        if (r < 0)
+        if (r != 0)
                 return r;
         memmove(e, e + 1, (size_t)(&list->entry[list->count] - (e + 1)) * sizeof(*e));
         list->count--;
@@ -505,7 +507,7 @@ static int delete(struct qcow2 *q, struct list *list, struct entry *e)
 
 static int apply(struct qcow2 *q, struct list *list, struct entry *e)
 {
-        uint64_t offset, old_offset = q->header.l1_offset, counted;
+        uint64_t offset, old_offset = q->header.l1_offset, counted = 0;
         uint32_t old_entries = q->header.l1_entries;
         uint64_t *l1 = NULL, *old = q->l1;
         int r = read_l1(q, e, &l1);
@@ -521,7 +523,7 @@ static int apply(struct qcow2 *q, struct list *list, struct entry *e)
                 r = qcow2_cache_write(q);
         if (r == 0)
                 r = write_l1_aside(q, l1, e->l1_entries, &offset);
-        if (r < 0) {
+        if (r != 0) {
                 free(l1);
                 return r;
         }
@@ -554,7 +556,7 @@ static int change_one(struct block *block, const char *which, const char *what, 
                 return r;
         e = find(&list, which);
         r = e ? begin(q, err) : err_set(err, -ENOENT, "disk %s has no snapshot %s", block->path, which);
-        if (r == 0)
+        if (e && r == 0)
                 r = end(q, change(q, &list, e), what, which, err);
         list_done(&list);
         return r;

@@ -275,10 +275,8 @@ int nbd_stream_get(struct nbd_stream *stream, void *to, size_t size_bytes)
         }
 }
 
-const uint8_t *nbd_stream_take(struct nbd_stream *stream, size_t size_bytes, int *error)
+const uint8_t *nbd_stream_peek(struct nbd_stream *stream, size_t size_bytes, int *error)
 {
-        const uint8_t *at;
-
         assert(size_bytes <= TAKE_MAX);
         while (stream->end - stream->at < size_bytes) {
                 size_t none;
@@ -291,8 +289,15 @@ const uint8_t *nbd_stream_take(struct nbd_stream *stream, size_t size_bytes, int
                 if (*error < 0)
                         return NULL;
         }
-        at = stream->buffer + stream->at;
-        stream->at += size_bytes;
+        return stream->buffer + stream->at;
+}
+
+const uint8_t *nbd_stream_take(struct nbd_stream *stream, size_t size_bytes, int *error)
+{
+        const uint8_t *at = nbd_stream_peek(stream, size_bytes, error);
+
+        if (at)
+                stream->at += size_bytes;
         return at;
 }
 

@@ -29,6 +29,8 @@ int nbd_stream_get(struct nbd_stream *stream, void *to, size_t size_bytes) _must
 int nbd_stream_skip(struct nbd_stream *stream, uint64_t size_bytes) _must_check_;
 /* The next size_bytes (64 KiB at most) where they lie, passed over; good until the next call. NULL: *error. */
 const uint8_t *nbd_stream_take(struct nbd_stream *stream, size_t size_bytes, int *error) _must_check_;
+/* The same, not passed over. */
+const uint8_t *nbd_stream_peek(struct nbd_stream *stream, size_t size_bytes, int *error) _must_check_;
 
 /* ---- writing ---- */
 

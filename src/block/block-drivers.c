@@ -1,5 +1,6 @@
 /* The one table of block drivers; raw is none, it is the file itself. */
 #include "block/block-file.h"
+#include "block/nbd/client.h"
 #include "block/qcow2/qcow2.h"
 #include "block/vdi/vdi.h"
 #include "block/vhd/vhd.h"
@@ -7,6 +8,7 @@
 const struct block_driver *const block_drivers[] = {
         &block_file,
         &block_qcow2,
+        &block_nbd,
         &block_vdi,
         &block_vhd,
         NULL,

@@ -104,25 +104,27 @@ static int check_format(const struct block_opening *opening, struct err *err)
         return driver && !driver->schemes ? 0 : unknown_format(opening, err);
 }
 
-static int choose_format(const struct block_opening *opening, struct block *file, const struct block_driver **driver, struct err *err)
-{
-        *driver = opening->format ? block_driver_find(opening->format) : by_suffix(opening->path);
-        if (*driver)
-                return 0;
-        *driver = &raw;
-        return opening->flags & BLOCK_OPEN_PROBE ? by_contents(file, driver, err) : 0;
-}
-
 static const struct block_driver *protocol_of(const char *path)
 {
         for (unsigned n = 0; block_drivers[n]; n++)
                 for (const char *const *scheme = block_drivers[n]->schemes; scheme && *scheme; scheme++) {
                         size_t length = strlen(*scheme);
 
-                        if (strncmp(path, *scheme, length) == 0 && strncmp(path + length, "://", 3) == 0)
+                        if (strncmp(path, *scheme, length) == 0 && (strncmp(path + length, "://", 3) == 0 || (*scheme)[length - 1] == ':'))
                                 return block_drivers[n];
                 }
         return &block_file;
+}
+
+static int choose_format(const struct block_opening *opening, struct block *file, const struct block_driver **driver, struct err *err)
+{
+        bool suffix = !protocol_of(opening->path)->is_disk;
+
+        *driver = opening->format ? block_driver_find(opening->format) : suffix ? by_suffix(opening->path) : NULL;
+        if (*driver)
+                return 0;
+        *driver = &raw;
+        return opening->flags & BLOCK_OPEN_PROBE ? by_contents(file, driver, err) : 0;
 }
 
 int block_open(const struct block_opening *opening, struct block **block, struct err *err)

@@ -163,7 +163,9 @@ struct block_driver {
         const char *name; /* "qcow2" */
         const char *text; /* one line for help */
         const char *const *suffixes; /* of file names, with the dot; NULL-terminated. NULL: none */
-        const char *const *schemes;  /* a protocol: what URLs of it begin with; NULL: a format, or a filter */
+        /* A protocol: what URLs of it begin with; with a colon at its end, any name that begins so. NULL: a format, or a filter. */
+        const char *const *schemes;
+        bool is_disk;                /* a protocol whose servers have disks, not files: their names have no suffixes */
         /* Whether these first bytes of a file are of this format, 0-100; NULL for formats only chosen by name. */
         int (*probe)(const uint8_t *head, size_t size_bytes);
         /* Makes a struct of its own that starts with struct block; adopts opening->file, and other children. */

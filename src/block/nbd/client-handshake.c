@@ -244,7 +244,7 @@ static int options(struct nbd_client *c, struct nbd_export *export, bool fixed, 
 int nbd_client_handshake(struct nbd_client *c, struct nbd_export *out, struct err *err)
 {
         struct nbd_export export = { .minimum_bytes = 1, .preferred_bytes = 4096, .maximum_bytes = NBD_PAYLOAD_MAX };
-        bool fixed, no_zeroes;
+        bool fixed = false, no_zeroes = false;
         int r = greet(c, &fixed, &no_zeroes, err);
 
         if (r == 0)

@@ -664,6 +664,10 @@ static void client_main(void *arg)
                 if (r == 0) {
                         c->opened = c->connected = true;
                         c->failing = false;
+                        if (!c->queue) { /* nobody waits */
+                                c->lost_ms = 0;
+                                c->attempts = 0;
+                        }
                         send_queue(c);
                         (void)nbd_client_receive(c);
                         c->connected = false;

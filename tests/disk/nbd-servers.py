@@ -55,7 +55,7 @@ READ_REPLIES = [
     lambda c, o, n: chunk(c + 1, 1, struct.pack(">Q", o) + bytes(n)),                 # of nobody
     lambda c, o, n: chunk(c, 1, struct.pack(">Q", o) + bytes(n - 1)),                 # too little
     lambda c, o, n: chunk(c, 1, struct.pack(">Q", o + 1) + bytes(n)),                 # behind the end
-    lambda c, o, n: chunk(c, 1, struct.pack(">Q", o - 1) + bytes(n)),
+    lambda c, o, n: chunk(c, 1, struct.pack(">Q", (o - 1) % 2**64) + bytes(n)),
     lambda c, o, n: chunk(c, 1, struct.pack(">Q", o) + bytes(n), 0) + chunk(c, 1, struct.pack(">Q", o) + bytes(1)),  # twice
     lambda c, o, n: chunk(c, 2, struct.pack(">QI", o, 0xFFFFFFFF)),
     lambda c, o, n: chunk(c, 2, struct.pack(">QI", 2**64 - 1, 2)),

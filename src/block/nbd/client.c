@@ -241,6 +241,7 @@ static void part_over(struct nbd_client *c, struct nbd_part *part, int result)
         if (!guest) { /* block status: its caller has the part */
                 part->result = result;
                 *part->over = true;
+                c->told = true; /* whoever waited may have completed something of its own */
                 if (part->fiber)
                         fiber_wake(part->fiber);
                 return;

@@ -33,7 +33,7 @@ def main():
             who.pwrite(data, at, flags)
             whole[at:at + length] = data
         elif what == 3:
-            who.zero(length, at, flags | random.choice([0, nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FAST_ZERO]))
+            who.zero(length, at, flags | random.choice([0, nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FAST_ZERO if who.can_fast_zero() else 0]))
             whole[at:at + length] = bytes(length)
         elif what == 4:
             who.trim(length, at, flags)

@@ -114,6 +114,7 @@ def answer(status, read):
                 s.sendall(status(cookie, offset, length))
             elif command == 0:
                 s.sendall(read(cookie, offset, length))
+                s.shutdown(socket.SHUT_WR)
             else:
                 return
     return talk

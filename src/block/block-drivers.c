@@ -4,6 +4,7 @@
 #include "block/qcow2/qcow2.h"
 #include "block/vdi/vdi.h"
 #include "block/vhd/vhd.h"
+#include "block/vmdk/vmdk.h"
 
 const struct block_driver *const block_drivers[] = {
         &block_file,
@@ -11,5 +12,6 @@ const struct block_driver *const block_drivers[] = {
         &block_nbd,
         &block_vdi,
         &block_vhd,
+        &block_vmdk,
         NULL,
 };

@@ -197,6 +197,7 @@ static int check_creation(const struct block_opening *opening, const struct bloc
 int block_create(const struct block_opening *opening, const struct block_creation *creation, bool overwrite, struct err *err)
 {
         const struct block_driver *format = NULL;
+        struct block_creation made = *creation;
         int fd, r = check_format(opening, err);
 
         if (r == 0)
@@ -211,7 +212,8 @@ int block_create(const struct block_opening *opening, const struct block_creatio
         if (fd < 0)
                 return err_errno(err, -errno, "cannot make disk %s", opening->path);
         close(fd);
-        r = create_in(opening, format, creation, err);
+        made.overwrite = overwrite;
+        r = create_in(opening, format, &made, err);
         if (r < 0 && !overwrite)
                 unlink(opening->path);
         return r < 0 ? err_wrap(err, r, "disk %s", opening->path) : 0;

@@ -123,7 +123,7 @@ void block_reap(struct block *block)
 }
 
 /* Until something has completed, of a node that waits for itself. */
-static bool wait_for_some(struct block *block)
+bool block_wait_some(struct block *block)
 {
         if (block->later) {
                 run_later(block);
@@ -132,7 +132,7 @@ static bool wait_for_some(struct block *block)
         if (!block->in_flight)
                 return false;
         for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
-                if (block->child[n] && wait_for_some(block->child[n]))
+                if (block->child[n] && block_wait_some(block->child[n]))
                         return true;
         if (!block->driver->wait)
                 return false;
@@ -145,7 +145,7 @@ static void make_progress(struct block *block)
         bool some;
 
         block_kick(block);
-        some = wait_for_some(block);
+        some = block_wait_some(block);
         assert(some);
         (void)some;
 }

@@ -78,6 +78,7 @@ struct block_info {
         uint32_t discard_bytes;                 /* granularity; 0 when discard does nothing */
         uint32_t zeroes_bytes;                  /* a write zeroes of so much does not take long; 0 when read-only */
         bool readonly;
+        bool streamed;                          /* written once: whole blocks of optimal_bytes, in ascending order */
         bool grows;                             /* writes behind the end make it longer: files, which formats lie on */
 };
 
@@ -124,6 +125,7 @@ struct block_creation {
         const char *backing, *backing_format; /* as the image is to name them, or NULL */
         const struct block_option *option;    /* of the format's own */
         unsigned options;
+        bool overwrite;                       /* block_create() sets it: what is there already may be replaced */
 };
 
 /* An option of a format, for help. */
@@ -332,6 +334,8 @@ void block_done(struct block *block);
 void block_adopt(struct block *block, enum block_role role, struct block *child);
 /* A request is over. */
 void block_complete(struct block *block, struct block_request *req, int result);
+/* For drivers that have more below them than children: makes progress with a disk's requests; false: nothing is in flight. */
+bool block_wait_some(struct block *block);
 /* Opens the image that another names, as seen from where that one is. The format NULL: as block_open() does. */
 int block_open_backing(const struct block_opening *front, const char *name, const char *format, struct block **backing, struct err *err) _must_check_;
 /* The file of that name where the image is, raw, as the image itself is opened: an image's data that is kept apart. */

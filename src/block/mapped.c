@@ -418,7 +418,8 @@ static int clear_some(struct mapped *m, const struct block_request *guest, uint6
                         *done = end - at;
                         return m->ops->zero(m, at, end - at);
                 }
-                *rest = MIN(*rest, first - at);
+                if (first > at)
+                        *rest = MIN(*rest, first - at);
         }
         *done = *rest;
         return 0;

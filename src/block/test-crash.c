@@ -3,7 +3,7 @@
  * write, and with any choice of what was written since the last flush, torn at 512 bytes. Each time it must open, have no errors (space may
  * be lost), and hold all that was flushed. The same workload then meets an error, a full disk and a failing allocation at each call in turn.
  *
- * test-crash [STATES]: so many torn states for each set of options.
+ * test-crash [STATES [CASE]]: so many torn states for each set of options; only that case (* and ? as in names of files).
  */
 #include "base/test.h"
 
@@ -20,7 +20,6 @@
 
 #define DISK_BYTES (UINT64_C(1) << 20)
 #define SECTORS (DISK_BYTES / 512)
-#define FILE_BYTES (UINT64_C(16) << 20)
 #define OPS_MAX 400
 
 static unsigned torn_states = 60;
@@ -42,6 +41,7 @@ struct fixture {
         const struct block_option *option;
         unsigned options;
         char path[32];
+        uint64_t room_bytes;        /* no file becomes longer */
         uint8_t *image;             /* as created */
         uint64_t image_bytes, seed;
         struct memory_log log;
@@ -279,7 +279,7 @@ static void judge(struct fixture *f, const char *what, const uint8_t *bytes, uns
 {
         struct err err = ERR_INIT;
 
-        if (open_disk(f, bytes, FILE_BYTES, 0, &err) < 0)
+        if (open_disk(f, bytes, f->room_bytes, 0, &err) < 0)
                 fail_msg("%s at event %u: %s", what, events, err.text);
         if (f->bitmap)
                 look_at_bitmap(f, what, events);
@@ -337,7 +337,7 @@ static void record(struct fixture *f, unsigned ops)
         workload(f, ops);
         if (f->bitmap)
                 finish(f);
-        assert_true(f->file->size_bytes <= FILE_BYTES);
+        assert_true(f->file->size_bytes <= f->room_bytes);
         f->file->log = NULL;
         close_disk(f);
 }
@@ -354,7 +354,7 @@ static void tear(struct fixture *f, uint8_t *bytes, unsigned from, unsigned to)
                         uint64_t some = MIN(512 - (event->offset_bytes + at) % 512, event->size_bytes - at);
 
                         if (how == 1 || random_of(f, 2))
-                                memory_replay(bytes, FILE_BYTES, event, at, at + some);
+                                memory_replay(bytes, f->room_bytes, event, at, at + some);
                         at += some;
                 }
         }
@@ -362,26 +362,26 @@ static void tear(struct fixture *f, uint8_t *bytes, unsigned from, unsigned to)
 
 static void crash(struct fixture *f)
 {
-        uint8_t *sound = calloc(1, FILE_BYTES), *bytes = malloc(FILE_BYTES);
+        uint8_t *sound = calloc(1, f->room_bytes), *bytes = malloc(f->room_bytes);
         unsigned flush = 0, each = MAX(f->log.events / torn_states, 1u);
 
         memcpy(sound, f->image, f->image_bytes); /* up to the last flush */
-        memcpy(bytes, sound, FILE_BYTES);
+        memcpy(bytes, sound, f->room_bytes);
         for (unsigned n = 0; n < f->log.events; n++) {
                 const struct memory_event *event = &f->log.event[n];
 
-                memory_replay(bytes, FILE_BYTES, event, 0, event->size_bytes);
+                memory_replay(bytes, f->room_bytes, event, 0, event->size_bytes);
                 if (event->op == BLOCK_FLUSH) {
-                        memcpy(sound, bytes, FILE_BYTES);
+                        memcpy(sound, bytes, f->room_bytes);
                         flush = n + 1;
                 }
                 if (n % each)
                         continue;
                 judge(f, "crash", bytes, n + 1);
                 if (n + 1 > flush) {
-                        uint8_t *torn = malloc(FILE_BYTES);
+                        uint8_t *torn = malloc(f->room_bytes);
 
-                        memcpy(torn, sound, FILE_BYTES);
+                        memcpy(torn, sound, f->room_bytes);
                         tear(f, torn, flush, n + 1);
                         judge(f, "torn crash", torn, n + 1);
                         free(torn);
@@ -443,7 +443,7 @@ static bool with_trouble(struct fixture *f, enum trouble trouble, long at)
         came = trouble == TROUBLE_IO ? f->file->failed : trouble == TROUBLE_SPACE ? f->file->size_bytes + 65536 > f->file->limit_bytes : alloc_left_ < 0;
         test_alloc_fail_after(-1);
         f->file->log = NULL;
-        bytes = calloc(1, FILE_BYTES);
+        bytes = calloc(1, f->room_bytes);
         memcpy(bytes, f->file->bytes, f->file->size_bytes);
         close_disk(f);
         judge(f, "trouble", bytes, f->log.events);
@@ -470,6 +470,7 @@ static void use_format(struct fixture *f, const char *name)
         }
         f->driver = block_driver_find(name);
         assert_non_null(f->driver);
+        f->room_bytes = (strcmp(name, "qcow2") == 0 ? UINT64_C(16) : UINT64_C(4)) << 20;
         snprintf(f->path, sizeof(f->path), "memory%s", f->driver->suffixes[0]);
 }
 
@@ -499,6 +500,7 @@ CRASH(crash_bitmap, "qcow2", 6, { "version", "3" })
 CRASH(crash_bitmap_small, "qcow2", 7, { "cluster_size", "4K" })
 CRASH(crash_vdi, "vdi", 8, { "block_size", "16K" })
 CRASH(crash_vhd, "vhd", 9, { "block_size", "16K" })
+CRASH(crash_vmdk, "vmdk", 10, { "zeroed_grain", "on" })
 
 /* step: so many calls from one trouble to the next, in the short test. */
 #define TROUBLE(format, step)                                                                 \
@@ -523,6 +525,7 @@ CRASH(crash_vhd, "vhd", 9, { "block_size", "16K" })
 TROUBLE(qcow2, 7)
 TROUBLE(vdi, 11)
 TROUBLE(vhd, 11)
+TROUBLE(vmdk, 11)
 
 int main(int argc, char **argv)
 {
@@ -530,14 +533,17 @@ int main(int argc, char **argv)
         const struct CMUnitTest tests[] = {
 #define TROUBLES(format) CASE(an_error_at_each_call_##format), CASE(a_full_disk_at_each_place_##format), CASE(no_memory_at_each_call_##format)
                 CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters),
-                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi), CASE(crash_vhd),
+                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi), CASE(crash_vhd), CASE(crash_vmdk),
                 TROUBLES(qcow2),
                 TROUBLES(vdi),
                 TROUBLES(vhd),
+                TROUBLES(vmdk),
         };
 
         if (argc > 1)
                 torn_states = (unsigned)atoi(argv[1]);
+        if (argc > 2)
+                cmocka_set_test_filter(argv[2]);
         log_init("test-crash", LOG_ERROR);
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

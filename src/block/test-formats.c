@@ -436,6 +436,13 @@ LIFE(vdi_resized, "vdi", ".vdi", "vdi", CHECKED | RESIZED, 20 * MIB, { "static",
 LIFE(vhd_dynamic, "vhd", ".vhd", "vpc", 0, 40 * MIB + 512, { "subformat", "dynamic" })
 LIFE(vhd_fixed, "vhd", ".vhd", "vpc", RESIZED, 9 * MIB + 512, { "subformat", "fixed" })
 LIFE(vhd_small_blocks, "vhd", ".vpc", "vpc", RESIZED, 9 * MIB + 512, { "block_size", "16K" })
+LIFE(vmdk_sparse, "vmdk", ".vmdk", "vmdk", CHECKED, 40 * MIB + 512, { "subformat", "monolithicSparse" })
+LIFE(vmdk_flat, "vmdk", ".vmdk", "vmdk", CHECKED, 9 * MIB + 512, { "subformat", "monolithicFlat" })
+LIFE(vmdk_split, "vmdk", ".vmdk", "vmdk", CHECKED, 9 * MIB + 512, { "subformat", "twoGbMaxExtentSparse" })
+LIFE(vmdk_split_flat, "vmdk", ".vmdk", "vmdk", CHECKED, 9 * MIB + 512, { "subformat", "twoGbMaxExtentFlat" })
+LIFE(vmdk_zeroed, "vmdk", ".vmdk", "vmdk", CHECKED, 40 * MIB + 512, { "zeroed_grain", "on" })
+LIFE(vmdk_backing, "vmdk", ".vmdk", "vmdk", CHECKED | BACKED, 20 * MIB, { "zeroed_grain", "off" })
+LIFE(vmdk_backing_zeroed, "vmdk", ".vmdk", "vmdk", CHECKED | BACKED, 20 * MIB + 512, { "zeroed_grain", "on" })
 
 int main(void)
 {
@@ -444,6 +451,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 CASE(vdi_dynamic), CASE(vdi_static), CASE(vdi_small_blocks), CASE(vdi_resized),
                 CASE(vhd_dynamic), CASE(vhd_fixed), CASE(vhd_small_blocks),
+                CASE(vmdk_sparse), CASE(vmdk_flat), CASE(vmdk_split), CASE(vmdk_split_flat), CASE(vmdk_zeroed), CASE(vmdk_backing), CASE(vmdk_backing_zeroed),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

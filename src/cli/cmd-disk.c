@@ -25,7 +25,7 @@ const struct opt_command disk_table = {
         .group = true,
         .summary = "make, look at, check and copy disk images",
         .description = "Works on images by itself, while nobody else uses them: a lock on the file says so. The format of an image is the one named, "
-                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc); commands that only read look at the contents where that says nothing.",
+                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vmdk); commands that only read look at the contents where that says nothing.",
         .sections = disk_sections,
 };
 
@@ -113,7 +113,7 @@ static void create_finish(void *into)
 #define CREATE(field) offsetof(struct create_args, field)
 
 static const struct opt create_options[] = {
-        { "format", "FORMAT", "raw, qcow2, vdi, vhd; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
+        { "format", "FORMAT", "raw, qcow2, vdi, vhd, vmdk; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
         { "backing", "FILE", "what is not written to the new disk reads as in this one, which must not change any more", OPT_TEXT, CREATE(backing),
           .complete = OPT_COMPLETE_FILE },
         { "backing-format", "FORMAT", "of that one", OPT_TEXT, CREATE(backing_format) },
@@ -154,10 +154,18 @@ static const struct opt_note vhd_notes[] = {
         { 0 },
 };
 
+static const struct opt_note vmdk_notes[] = {
+        { "subformat=NAME", "monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat, streamOptimized" },
+        { "adapter_type=NAME", "ide, lsilogic, buslogic, legacyESX" },
+        { "zeroed_grain=on|off", "grains may be said to be zeroes in front of a backing file" },
+        { 0 },
+};
+
 static const struct opt_section create_sections[] = {
         { "Options of qcow2 (-o)", NULL, qcow2_notes },
         { "Options of vdi (-o)", NULL, vdi_notes },
         { "Options of vhd (-o)", NULL, vhd_notes },
+        { "Options of vmdk (-o)", NULL, vmdk_notes },
         { 0 },
 };
 
@@ -737,7 +745,7 @@ static int convert_into(struct disk_session *session, struct pair_args *args, st
                 return r;
         r = block_open(&opening, &copy.to, err);
         if (r == 0) {
-                copy.unit_bytes = args->compression ? copy.to->info.optimal_bytes : 0;
+                copy.unit_bytes = args->compression || copy.to->info.streamed ? copy.to->info.optimal_bytes : 0;
                 r = disk_copy_run(session, &copy, args->quiet, err);
                 if (r == 0)
                         r = block_finish(copy.to, err);

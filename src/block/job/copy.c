@@ -350,7 +350,7 @@ void block_copy_start(struct block_copy *copy, uv_loop_t *loop)
         if (copy->bytes_a_second)
                 block_copy_set_speed(copy, copy->bytes_a_second);
         copy->fibers = 1; /* we */
-        for (unsigned n = 0; n < FIBERS; n++) {
+        for (unsigned n = 0; n < (copy->to && copy->to->info.streamed ? 1 : FIBERS); n++) {
                 copy->fibers++;
                 if (fiber_start(work, copy) < 0) {
                         copy->fibers--;

@@ -213,7 +213,7 @@ static const struct mapped_ops vdi_ops = { .map = vdi_map, .take = vdi_take, .na
 
 /* ---- walking over the whole map ---- */
 
-/* each() of every entry that names a block; the map is read in pieces, as it is in the file. */
+/* each() of every entry that names a block, which says 1 when it is to be taken away; the map is read in pieces, as it is in the file. */
 static int walk(struct vdi *v, int (*each)(struct vdi *v, void *ctx, uint32_t block, uint32_t index), void *ctx)
 {
         _cleanup_free_ uint8_t *piece = malloc(SCAN_BYTES);
@@ -223,12 +223,16 @@ static int walk(struct vdi *v, int (*each)(struct vdi *v, void *ctx, uint32_t bl
                 uint32_t count = MIN(v->blocks - block, SCAN_BYTES / 4);
 
                 r = block_read(v->m.file, entry_place(v, block), piece, count * 4);
-                for (uint32_t n = 0; n < count && r == 0; n++) {
+                for (uint32_t n = 0; n < count && r >= 0; n++) {
                         uint32_t index = get_le32(piece + n * 4);
+                        int away = index < ZEROES ? each(v, ctx, block + n, index) : 0;
 
-                        if (index < ZEROES)
-                                r = each(v, ctx, block + n, index);
+                        if (away > 0)
+                                put_le32(piece + n * 4, ABSENT);
+                        r = away ? away : r;
                 }
+                if (r > 0)
+                        r = block_write(v->m.file, entry_place(v, block), piece, count * 4);
                 block += count;
         }
         return r;
@@ -446,17 +450,12 @@ struct inspection {
 static int inspect(struct vdi *v, void *ctx, uint32_t block, uint32_t index)
 {
         struct inspection *i = ctx;
-        static const uint8_t nowhere[4] = { 0xff, 0xff, 0xff, 0xff };
-        int r = 0;
 
         if (index >= v->allocated) {
                 mapped_say(i->check, "block %" PRIu32 " is said to be the file's block %" PRIu32 " of %" PRIu32, block, index, v->allocated);
                 i->check->errors++;
-                if (i->check->mend == BLOCK_MEND_ALL)
-                        r = block_write(v->m.file, entry_place(v, block), nowhere, 4);
-                if (i->check->mend == BLOCK_MEND_ALL && r == 0)
-                        i->check->errors_mended++;
-                return r;
+                i->check->errors_mended += i->check->mend == BLOCK_MEND_ALL;
+                return i->check->mend == BLOCK_MEND_ALL;
         }
         i->check->clusters++;
         i->check->fragmented += !i->first && index != i->before + 1;

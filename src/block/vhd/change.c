@@ -209,10 +209,9 @@ static int resize_fixed(struct vhd *v, uint64_t old, uint64_t size_bytes)
 static int forget_entry(struct vhd *v, void *ctx, uint32_t block, uint32_t entry)
 {
         const uint64_t *size_bytes = ctx;
-        static const uint8_t absent[4] = { 0xff, 0xff, 0xff, 0xff };
 
         (void)entry;
-        return (uint64_t)block * v->block_bytes >= *size_bytes ? block_write(v->m.file, vhd_entry_place(v, block), absent, 4) : 0;
+        return (uint64_t)block * v->block_bytes >= *size_bytes;
 }
 
 static int zero_tail(struct vhd *v, uint64_t from)

@@ -12,19 +12,14 @@ struct inspection {
 
 static int inspect(struct vhd *v, void *ctx, uint32_t block, uint32_t entry)
 {
-        static const uint8_t absent[4] = { 0xff, 0xff, 0xff, 0xff };
         uint64_t at = (uint64_t)entry * VHD_SECTOR;
         struct inspection *i = ctx;
-        int r = 0;
 
         if (!vhd_entry_good(v, entry)) {
                 mapped_say(i->check, "block %" PRIu32 " is said to be at sector %" PRIu32, block, entry);
                 i->check->errors++;
-                if (i->check->mend == BLOCK_MEND_ALL)
-                        r = block_write(v->m.file, vhd_entry_place(v, block), absent, 4);
-                if (i->check->mend == BLOCK_MEND_ALL && r == 0)
-                        i->check->errors_mended++;
-                return r;
+                i->check->errors_mended += i->check->mend == BLOCK_MEND_ALL;
+                return i->check->mend == BLOCK_MEND_ALL;
         }
         i->check->clusters++;
         i->check->fragmented += i->before && at != i->before + vhd_stride(v);

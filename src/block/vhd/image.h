@@ -114,7 +114,7 @@ static inline uint64_t vhd_entry_place(const struct vhd *v, uint64_t block)
 uint32_t vhd_checksum(const uint8_t *bytes, size_t size_bytes, size_t at);
 /* Whether a block may be where an entry says. */
 bool vhd_entry_good(const struct vhd *v, uint32_t entry);
-/* each() of every entry that names a block; the table is read in pieces, as it is in the file. */
+/* each() of every entry that names a block, which says 1 when it is to be taken away; the table is read in pieces, as it is in the file. */
 int vhd_walk(struct vhd *v, int (*each)(struct vhd *v, void *ctx, uint32_t block, uint32_t entry), void *ctx) _must_check_;
 /* The file ends with a footer behind the last block. */
 int vhd_cut(struct vhd *v) _must_check_;

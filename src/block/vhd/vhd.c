@@ -185,12 +185,16 @@ int vhd_walk(struct vhd *v, int (*each)(struct vhd *v, void *ctx, uint32_t block
                 uint32_t count = MIN(v->entries - block, SCAN_BYTES / 4);
 
                 r = block_read(v->m.file, vhd_entry_place(v, block), piece, count * 4);
-                for (uint32_t n = 0; n < count && r == 0; n++) {
+                for (uint32_t n = 0; n < count && r >= 0; n++) {
                         uint32_t entry = get_be32(piece + n * 4);
+                        int away = entry != VHD_ABSENT ? each(v, ctx, block + n, entry) : 0;
 
-                        if (entry != VHD_ABSENT)
-                                r = each(v, ctx, block + n, entry);
+                        if (away > 0)
+                                put_be32(piece + n * 4, VHD_ABSENT);
+                        r = away ? away : r;
                 }
+                if (r > 0)
+                        r = block_write(v->m.file, vhd_entry_place(v, block), piece, count * 4);
                 block += count;
         }
         return r;

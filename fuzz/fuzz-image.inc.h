@@ -1,5 +1,6 @@
 /*
- * For a fuzz target of an image format, which defines IMAGE_FORMAT, and IMAGE_SECRET where one is wanted.
+ * For a fuzz target of an image format, which defines IMAGE_FORMAT, and IMAGE_LAY_OUT, a function, where the input is not simply the
+ * file's first bytes, and IMAGE_SECRET where one is wanted.
  *
  * A hostile image: opened, checked, mapped, read, written to, and mended. The input is the image's first bytes; it is made longer by
  * zeroes up to FILE_BYTES, so that tables may lie there.
@@ -105,9 +106,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size_bytes)
         int fd = memfd_create("image", MFD_CLOEXEC);
 
         log_init("fuzz", LOG_ERROR);
-        if (!bed || fd < 0 || uv_loop_init(&bed->loop) < 0 || ftruncate(fd, FILE_BYTES) < 0 ||
-            write(fd, bytes, MIN(size_bytes, (size_t)FILE_BYTES)) < 0)
+        if (!bed || fd < 0 || uv_loop_init(&bed->loop) < 0 || ftruncate(fd, FILE_BYTES) < 0)
                 abort();
+#ifdef IMAGE_LAY_OUT
+        IMAGE_LAY_OUT(fd, bytes, size_bytes);
+#else
+        if (write(fd, bytes, MIN(size_bytes, (size_t)FILE_BYTES)) < 0)
+                abort();
+#endif
         snprintf(bed->path, sizeof(bed->path), "/proc/self/fd/%d", fd);
         use(bed);
         uv_run(&bed->loop, UV_RUN_DEFAULT);

@@ -4,6 +4,7 @@
 #include "block/qcow2/qcow2.h"
 #include "block/vdi/vdi.h"
 #include "block/vhd/vhd.h"
+#include "block/vhdx/vhdx.h"
 #include "block/vmdk/vmdk.h"
 
 const struct block_driver *const block_drivers[] = {
@@ -12,6 +13,7 @@ const struct block_driver *const block_drivers[] = {
         &block_nbd,
         &block_vdi,
         &block_vhd,
+        &block_vhdx,
         &block_vmdk,
         NULL,
 };

@@ -117,7 +117,8 @@ struct page_write {
         struct iovec iov;
 };
 
-static void begin_write(struct table_cache *c, struct page_write *w, struct table_page *page, uint8_t *copy, struct block_batch *batch)
+/* It may change from now on: the copy goes to the disk. */
+static void take_copy(struct table_cache *c, struct page_write *w, struct table_page *page, uint8_t *copy)
 {
         memcpy(copy, page->bytes, c->page_bytes);
         page->writing = true;
@@ -125,10 +126,14 @@ static void begin_write(struct table_cache *c, struct page_write *w, struct tabl
         c->dirty--;
         w->page = page;
         w->iov = (struct iovec){ copy, c->page_bytes };
+}
+
+static void begin_write(struct page_write *w, struct block_batch *batch)
+{
         w->request.req = (struct block_request){
-                .op = BLOCK_WRITE, .offset_bytes = page->offset, .size_bytes = c->page_bytes, .iov = &w->iov, .iov_count = 1,
+                .op = BLOCK_WRITE, .offset_bytes = w->page->offset, .size_bytes = w->iov.iov_len, .iov = &w->iov, .iov_count = 1,
         };
-        block_batch_add(batch, page->file, &w->request);
+        block_batch_add(batch, w->page->file, &w->request);
 }
 
 static void end_write(struct table_cache *c, struct page_write *w, int result)
@@ -152,14 +157,17 @@ static int write_some(struct table_cache *c, struct table_page *const page[], un
 
         if (!copies || !write)
                 return -ENOMEM;
-        if (c->journal) {
-                r = c->journal(c, page, count);
-                if (r < 0)
-                        return r;
-        }
         for (unsigned n = 0; n < count; n++)
-                begin_write(c, &write[n], page[n], copies + (size_t)n * c->page_bytes, &batch);
-        r = block_batch_wait(&batch, page[0]->file);
+                take_copy(c, &write[n], page[n], copies + (size_t)n * c->page_bytes);
+        if (c->journal)
+                fiber_lock(&c->journal_lock);
+        r = c->journal ? c->journal(c, page, copies, count) : 0;
+        for (unsigned n = 0; n < count && r == 0; n++)
+                begin_write(&write[n], &batch);
+        if (r == 0)
+                r = block_batch_wait(&batch, page[0]->file);
+        if (c->journal)
+                fiber_unlock(&c->journal_lock);
         for (unsigned n = 0; n < count; n++)
                 end_write(c, &write[n], r);
         return r;

@@ -34,8 +34,9 @@ struct table_cache {
         struct table_page *hash[1u << TABLE_HASH_BITS];
         uint64_t written, flushed; /* writes that pages wait for (table_page.after), and those of them that are on stable storage */
         int (*barrier)(struct table_cache *cache); /* flushes what data was written to */
-        /* NULL: none. Pages of one file; what they hold is safe when it returns. */
-        int (*journal)(struct table_cache *cache, struct table_page *const page[], unsigned count);
+        /* NULL: none. Pages of one file, and what they are about to be written as, side by side: that is safe when it returns. One at a time. */
+        int (*journal)(struct table_cache *cache, struct table_page *const page[], const uint8_t *bytes, unsigned count);
+        struct fiber_lock journal_lock;
 };
 
 /* page_bytes: no more than what tables are aligned to. barrier and journal are the caller's to set. */

@@ -470,7 +470,7 @@ static void use_format(struct fixture *f, const char *name)
         }
         f->driver = block_driver_find(name);
         assert_non_null(f->driver);
-        f->room_bytes = (strcmp(name, "qcow2") == 0 ? UINT64_C(16) : UINT64_C(4)) << 20;
+        f->room_bytes = (strcmp(name, "qcow2") == 0 || strcmp(name, "vhdx") == 0 ? UINT64_C(16) : UINT64_C(4)) << 20;
         snprintf(f->path, sizeof(f->path), "memory%s", f->driver->suffixes[0]);
 }
 
@@ -500,6 +500,7 @@ CRASH(crash_bitmap, "qcow2", 6, { "version", "3" })
 CRASH(crash_bitmap_small, "qcow2", 7, { "cluster_size", "4K" })
 CRASH(crash_vdi, "vdi", 8, { "block_size", "16K" })
 CRASH(crash_vhd, "vhd", 9, { "block_size", "16K" })
+CRASH(crash_vhdx, "vhdx", 11, { "block_size", "1M" })
 CRASH(crash_vmdk, "vmdk", 10, { "zeroed_grain", "on" })
 
 /* step: so many calls from one trouble to the next, in the short test. */
@@ -525,6 +526,7 @@ CRASH(crash_vmdk, "vmdk", 10, { "zeroed_grain", "on" })
 TROUBLE(qcow2, 7)
 TROUBLE(vdi, 11)
 TROUBLE(vhd, 11)
+TROUBLE(vhdx, 11)
 TROUBLE(vmdk, 11)
 
 int main(int argc, char **argv)
@@ -533,10 +535,11 @@ int main(int argc, char **argv)
         const struct CMUnitTest tests[] = {
 #define TROUBLES(format) CASE(an_error_at_each_call_##format), CASE(a_full_disk_at_each_place_##format), CASE(no_memory_at_each_call_##format)
                 CASE(crash_plain), CASE(crash_small_clusters), CASE(crash_tiny_clusters), CASE(crash_old_version), CASE(crash_subclusters),
-                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi), CASE(crash_vhd), CASE(crash_vmdk),
+                CASE(crash_bitmap), CASE(crash_bitmap_small), CASE(crash_vdi), CASE(crash_vhd), CASE(crash_vhdx), CASE(crash_vmdk),
                 TROUBLES(qcow2),
                 TROUBLES(vdi),
                 TROUBLES(vhd),
+                TROUBLES(vhdx),
                 TROUBLES(vmdk),
         };
 

@@ -394,6 +394,11 @@ static void random_life(struct fixture *f, unsigned rounds)
                 if (!finish)
                         assert_int_equal(block_flush(f->disk), 0);
                 close_image(f, finish);
+                if (!finish && f->theirs && strcmp(f->theirs, "vhdx") == 0 && have_qemu_img()) { /* its log is one for QEMU, too */
+                        dump(f->model_path, f->model, f->size_bytes);
+                        assert_int_equal(command("cd '%s' && cp disk.vhdx copy && qemu-img check -q -r all -f vhdx copy && "
+                                                 "qemu-img compare -q -f raw -F vhdx model.raw copy", f->dir), 0);
+                }
                 check_image(f, !finish, BLOCK_MEND_NOTHING);
                 if (!finish)
                         check_image(f, true, BLOCK_MEND_ALL);
@@ -443,15 +448,21 @@ LIFE(vmdk_split_flat, "vmdk", ".vmdk", "vmdk", CHECKED, 9 * MIB + 512, { "subfor
 LIFE(vmdk_zeroed, "vmdk", ".vmdk", "vmdk", CHECKED, 40 * MIB + 512, { "zeroed_grain", "on" })
 LIFE(vmdk_backing, "vmdk", ".vmdk", "vmdk", CHECKED | BACKED, 20 * MIB, { "zeroed_grain", "off" })
 LIFE(vmdk_backing_zeroed, "vmdk", ".vmdk", "vmdk", CHECKED | BACKED, 20 * MIB + 512, { "zeroed_grain", "on" })
+LIFE(vhdx_dynamic, "vhdx", ".vhdx", "vhdx", CHECKED, 40 * MIB + 512, { "block_size", "1M" })
+LIFE(vhdx_fixed, "vhdx", ".vhdx", "vhdx", CHECKED, 9 * MIB + 512, { "subformat", "fixed" })
+LIFE(vhdx_sectors, "vhdx", ".vhdx", NULL, 0, 20 * MIB, { "logical_sector", "4096" }, { "block_size", "2M" })
 
-int main(void)
+int main(int argc, char **argv)
 {
         log_init("test-formats", LOG_INFO);
+        if (argc > 1)
+                cmocka_set_test_filter(argv[1]);
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
                 CASE(vdi_dynamic), CASE(vdi_static), CASE(vdi_small_blocks), CASE(vdi_resized),
                 CASE(vhd_dynamic), CASE(vhd_fixed), CASE(vhd_small_blocks),
                 CASE(vmdk_sparse), CASE(vmdk_flat), CASE(vmdk_split), CASE(vmdk_split_flat), CASE(vmdk_zeroed), CASE(vmdk_backing), CASE(vmdk_backing_zeroed),
+                CASE(vhdx_dynamic), CASE(vhdx_fixed), CASE(vhdx_sectors),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

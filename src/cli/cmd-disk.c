@@ -25,7 +25,7 @@ const struct opt_command disk_table = {
         .group = true,
         .summary = "make, look at, check and copy disk images",
         .description = "Works on images by itself, while nobody else uses them: a lock on the file says so. The format of an image is the one named, "
-                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vmdk); commands that only read look at the contents where that says nothing.",
+                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vhdx .vmdk); commands that only read look at the contents where that says nothing.",
         .sections = disk_sections,
 };
 
@@ -113,7 +113,7 @@ static void create_finish(void *into)
 #define CREATE(field) offsetof(struct create_args, field)
 
 static const struct opt create_options[] = {
-        { "format", "FORMAT", "raw, qcow2, vdi, vhd, vmdk; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
+        { "format", "FORMAT", "raw, qcow2, vdi, vhd, vhdx, vmdk; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
         { "backing", "FILE", "what is not written to the new disk reads as in this one, which must not change any more", OPT_TEXT, CREATE(backing),
           .complete = OPT_COMPLETE_FILE },
         { "backing-format", "FORMAT", "of that one", OPT_TEXT, CREATE(backing_format) },
@@ -154,6 +154,13 @@ static const struct opt_note vhd_notes[] = {
         { 0 },
 };
 
+static const struct opt_note vhdx_notes[] = {
+        { "block_size=SIZE", "what space is taken by: 1M to 256M, a power of two; default: 8M" },
+        { "subformat=dynamic|fixed", "grows as it is written to, or has all its space from the beginning" },
+        { "logical_sector=512|4096", "the size of a sector, as the guest sees it; default: 512" },
+        { 0 },
+};
+
 static const struct opt_note vmdk_notes[] = {
         { "subformat=NAME", "monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat, streamOptimized" },
         { "adapter_type=NAME", "ide, lsilogic, buslogic, legacyESX" },
@@ -165,6 +172,7 @@ static const struct opt_section create_sections[] = {
         { "Options of qcow2 (-o)", NULL, qcow2_notes },
         { "Options of vdi (-o)", NULL, vdi_notes },
         { "Options of vhd (-o)", NULL, vhd_notes },
+        { "Options of vhdx (-o)", NULL, vhdx_notes },
         { "Options of vmdk (-o)", NULL, vmdk_notes },
         { 0 },
 };

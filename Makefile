@@ -40,6 +40,9 @@ bench-cpu: deps-bench-cpu virta ## the table of docs/bench-cpu.md: the software 
 	@scripts/guest
 	@bench/cpu/run
 
+bench-disk: deps-bench-disk virta ## the table of docs/bench-disk.md: disks beside QEMU's tools and nbdkit
+	@bench/disk/run
+
 fuzz: deps-fuzz ## each fuzz target for SECONDS (600)
 	@scripts/fuzz
 
@@ -60,4 +63,4 @@ clean: ## remove every build folder, but not build/guest
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-.PHONY: all virta run run-debian test test-long bench bench-cpu fuzz install format lint clean help
+.PHONY: all virta run run-debian test test-long bench bench-cpu bench-disk fuzz install format lint clean help

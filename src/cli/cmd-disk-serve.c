@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "base/text.h"
+#include "block/export/fuse.h"
 #include "block/nbd/server.h"
 #include "block/nbd/tls.h"
 #include "cli/disk.h"
@@ -25,7 +26,7 @@
 #define BACKLOG 128
 
 struct serve_args {
-        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file;
+        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse;
         const char *address[ADDRESSES_MAX];
         unsigned addresses, connections;
         bool readonly, json, once, any_backing, tls_anyone;
@@ -48,6 +49,7 @@ static int add_address(void *into, const char *value, struct err *err)
 static const struct opt serve_options[] = {
         { "nbd", "ADDRESS", "where NBD clients come in: unix:PATH, tcp:HOST:PORT, stdio, or systemd for sockets that are there already", OPT_CALL,
           .call = add_address, .repeated = true },
+        { "fuse", "FILE", "show the disk as this file, by FUSE; unmounting it ends that", OPT_TEXT, SERVE(fuse), .complete = OPT_COMPLETE_FILE },
         { "read-only", NULL, "let nobody write; others may read the image meanwhile", OPT_FLAG, SERVE(readonly) },
         { "export", "NAME", "what NBD clients have to ask for", OPT_TEXT, SERVE(export_name), .fallback = "the empty name", .may_be_empty = true },
         { "description", "TEXT", "of the export, for people", OPT_TEXT, SERVE(description) },
@@ -73,6 +75,7 @@ static const struct opt serve_operands[] = {
 static const struct opt_note serve_notes[] = {
         { "virta disk serve root.qcow2 --nbd unix:/run/root.sock", "to programs of this machine" },
         { "virta disk serve root.qcow2 --nbd tcp:0.0.0.0:10809 --tls /etc/pki/nbd", "to other machines" },
+        { "virta disk serve root.qcow2 --fuse root.img", "to programs that want a file" },
         { "nbdcopy -- [ virta disk serve root.qcow2 --read-only ] copy.raw", "to one program, which starts it" },
         { 0 },
 };
@@ -82,7 +85,7 @@ static const struct opt_section serve_sections[] = { { "Examples", NULL, serve_n
 const struct opt_command disk_serve_table = {
         .name = "disk serve",
         .summary = "give a disk to other programs and machines",
-        .description = "Serves an image of any format over NBD. A line on standard output says when clients can come, and where to. "
+        .description = "Serves an image of any format over NBD, as a file, or both. A line on standard output says when clients can come, and where to. "
                        "SIGTERM, SIGINT and SIGHUP end it: what clients have asked for is answered and written back first. "
                        "Sockets that systemd has opened are used when no other place is named.",
         .options = serve_options,
@@ -110,7 +113,8 @@ struct serving {
         struct nbd_server *server;
         uv_signal_t signal[SIGNALS];
         unsigned signals;
-        bool stopped, stdio, pid_written;
+        struct fuse_export *fuse;
+        bool stopped, stdio, pid_written, fuse_ended, nbd;
         char *socket_path[ADDRESSES_MAX];
         unsigned sockets;
         json_t *places;
@@ -123,12 +127,19 @@ static void batch(void *ctx)
         nbd_server_batch(serving->server);
 }
 
+static void stop(struct serving *serving)
+{
+        nbd_server_stop(serving->server);
+        if (serving->fuse)
+                fuse_export_stop(serving->fuse);
+}
+
 static void left(void *ctx, unsigned clients)
 {
         struct serving *serving = ctx;
 
         if (!clients && (serving->args->once || serving->stdio))
-                nbd_server_stop(serving->server);
+                stop(serving);
 }
 
 static void trouble(void *ctx, const struct err *err)
@@ -144,11 +155,20 @@ static void stopped(void *ctx)
         uv_stop(&serving->session->loop);
 }
 
+/* Unmounted, by us or by others: then the rest may go on alone. */
+static void fuse_ended(void *ctx)
+{
+        struct serving *serving = ctx;
+
+        serving->fuse_ended = true;
+        if (!serving->nbd)
+                nbd_server_stop(serving->server);
+        uv_stop(&serving->session->loop);
+}
+
 static void signalled(uv_signal_t *handle, int number)
 {
-        struct serving *serving = handle->data;
-
-        nbd_server_stop(serving->server);
+        stop(handle->data);
 }
 
 static void watch_signals(struct serving *serving)
@@ -365,7 +385,20 @@ static int open_addresses(struct serving *serving, struct err *err)
 
         for (unsigned n = 0; n < args->addresses && r == 0; n++)
                 r = open_address(serving, args->address[n], err);
-        return args->addresses ? r : take_systemd(serving, err);
+        if (!args->addresses && !args->fuse)
+                r = take_systemd(serving, err);
+        serving->nbd = args->addresses || !args->fuse;
+        return r;
+}
+
+static int open_fuse(struct serving *serving, struct err *err)
+{
+        const struct fuse_export_config config = {
+                .disk = serving->disk, .path = serving->args->fuse, .readonly = serving->args->readonly, .ended = fuse_ended, .ctx = serving,
+        };
+        int r = fuse_export_new(&serving->session->loop, &config, &serving->fuse, err);
+
+        return r == 0 && add_place(serving, "%s", serving->args->fuse) < 0 ? err_nomem(err) : r;
 }
 
 /* ---- ready ---- */
@@ -442,8 +475,8 @@ static int check_args(const struct serve_args *args, struct err *err)
 
         for (unsigned n = 0; n < args->addresses; n++)
                 stdio |= !strcmp(args->address[n], "stdio");
-        if (!args->addresses && !systemd_sockets())
-                return err_set(err, -EINVAL, "where to? --nbd unix:PATH or --nbd tcp:HOST:PORT says it");
+        if (!args->addresses && !args->fuse && !systemd_sockets())
+                return err_set(err, -EINVAL, "where to? --nbd unix:PATH, --nbd tcp:HOST:PORT or --fuse FILE says it");
         if (stdio && args->addresses > 1)
                 return err_set(err, -EINVAL, "--nbd stdio goes with no other address");
         if (args->tls && args->tls_psk)
@@ -478,11 +511,13 @@ static int serve(struct serving *serving, struct err *err)
         block_set_listener(serving->disk, batch, serving);
         watch_signals(serving);
         r = open_addresses(serving, err);
+        if (r == 0 && args->fuse)
+                r = open_fuse(serving, err);
         if (r == 0)
                 r = be_ready(serving, err);
         if (r < 0)
-                nbd_server_stop(serving->server);
-        while (!serving->stopped)
+                stop(serving);
+        while (!serving->stopped || (serving->fuse && !serving->fuse_ended))
                 uv_run(&serving->session->loop, UV_RUN_DEFAULT);
         return r;
 }
@@ -500,6 +535,7 @@ static void close_all(struct serving *serving)
                 (void)unlink(serving->args->pid_file);
         json_decref(serving->places);
         uv_run(&serving->session->loop, UV_RUN_NOWAIT);
+        fuse_export_free(serving->fuse);
         nbd_server_free(serving->server);
         nbd_tls_free(serving->tls);
 }

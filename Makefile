@@ -40,7 +40,7 @@ bench-cpu: deps-bench-cpu virta ## the table of docs/bench-cpu.md: the software 
 	@scripts/guest
 	@bench/cpu/run
 
-bench-disk: deps-bench-disk virta ## the table of docs/bench-disk.md: disks beside QEMU's tools and nbdkit
+bench-disk: deps-bench-disk virta ## a table: disks over NBD and conversions, beside QEMU's tools and nbdkit
 	@bench/disk/run
 
 fuzz: deps-fuzz ## each fuzz target for SECONDS (600)

@@ -33,7 +33,7 @@ struct file {
         struct block block;
         struct file_io *io;
         int fd;
-        bool no_flush;
+        bool no_flush, no_lock;
 };
 
 static struct file *to_file(struct block *block)
@@ -187,6 +187,7 @@ static int file_open(const struct block_opening *opening, struct block **block, 
         }
         file->fd = -1;
         file->no_flush = opening->flags & BLOCK_OPEN_NO_FLUSH;
+        file->no_lock = opening->flags & BLOCK_OPEN_NO_LOCK;
         r = open_file(file, opening->flags, err);
         if (r == 0)
                 r = read_geometry(file, err);
@@ -273,7 +274,44 @@ static int file_resize(struct block *block, uint64_t size_bytes, struct err *err
         return set_size(block->path, &block->info, size_bytes, err);
 }
 
+/* The lock goes over from one open file to the other; requests know the number, which stays. */
+static int change_descriptor(struct file *file, int fd, bool writable, struct err *err)
+{
+        struct flock unlock = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+        struct err ignored = ERR_INIT;
+        int r = 0;
+
+        if (!file->no_lock) {
+                (void)fcntl(file->fd, F_OFD_SETLK, &unlock);
+                r = lock_file(fd, file->block.path, !writable, err);
+                if (r < 0 && lock_file(file->fd, file->block.path, writable, &ignored) < 0)
+                        return err_wrap(err, r, "its lock is lost");
+        }
+        return r == 0 && dup3(fd, file->fd, O_CLOEXEC) < 0 ? err_errno(err, -errno, "cannot open disk %s", file->block.path) : r;
+}
+
+static int file_reopen(struct block *block, bool writable, struct err *err)
+{
+        struct file *file = to_file(block);
+        struct stat now, before;
+        _cleanup_close_ int fd = open(block->path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+        int r;
+
+        if (fd < 0)
+                return err_errno(err, -errno, "cannot open disk %s%s", block->path, writable ? " for writing" : "");
+        if (fstat(fd, &now) < 0 || fstat(file->fd, &before) < 0 || now.st_ino != before.st_ino || now.st_dev != before.st_dev)
+                return err_set(err, -EINVAL, "disk %s is another file by now", block->path);
+        if (fcntl(fd, F_SETFL, 0) < 0)
+                return err_errno(err, -errno, "cannot set up disk %s", block->path);
+        r = change_descriptor(file, fd, writable, err);
+        if (r < 0)
+                return r;
+        block->info.readonly = !writable;
+        return read_geometry(file, err);
+}
+
 const struct block_driver block_file = {
+        .reopen = file_reopen,
         .name = "file",
         .text = "a file or block device of the host",
         .schemes = schemes,

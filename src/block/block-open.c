@@ -247,11 +247,13 @@ static bool is_below(const char *path, const char *folder)
 /* Where it really is, behind symbolic links. */
 static int check_place(const struct block_opening *front, const char *path, struct err *err)
 {
-        _cleanup_free_ char *real = realpath(path, NULL), *image = realpath(front->path, NULL);
-        char *slash = image ? strrchr(image, '/') : NULL;
+        _cleanup_free_ char *real = realpath(path, NULL), *image = NULL;
+        char *slash;
 
         if (!real)
                 return err_errno(err, -errno, "disk %s needs %s", front->path, path);
+        image = realpath(front->path, NULL);
+        slash = image ? strrchr(image, '/') : NULL;
         if (!slash)
                 return err_errno(err, -errno, "disk %s", front->path);
         for (const struct block_opening *o = front; o; o = o->front) {

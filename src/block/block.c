@@ -129,12 +129,11 @@ bool block_wait_some(struct block *block)
                 run_later(block);
                 return true;
         }
-        if (!block->in_flight)
-                return false;
+        /* One with nothing of its own in flight may lie between: requests can go past it, to what is behind. */
         for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
                 if (block->child[n] && block_wait_some(block->child[n]))
                         return true;
-        if (!block->driver->wait)
+        if (!block->in_flight || !block->driver->wait)
                 return false;
         block->driver->wait(block);
         return true;

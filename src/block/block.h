@@ -197,6 +197,8 @@ struct block_driver {
         int (*reopen)(struct block *block, bool writable, struct err *err);
         /* The image names another backing file from now on (NULL: none), which is not opened. NULL: it cannot. */
         int (*set_backing)(struct block *block, const char *name, const char *format, struct err *err);
+        /* All of it is as in the backing file from now on. NULL: it cannot. */
+        int (*make_empty)(struct block *block, struct err *err);
         /* Other options of an existing image; all of them or none. NULL: it has none that can change. */
         int (*amend)(struct block *block, const struct block_option *option, unsigned options, struct err *err);
         /* source may be NULL: nothing is written. Blocking. NULL: as long as the disk. */

@@ -64,50 +64,45 @@ int disk_open(struct disk_session *session, const char *path, const char *format
         return block_open(&opening, block, err);
 }
 
-static const char *format_of(const struct block *block)
+const char *disk_format_of(const struct block *block)
 {
         return strcmp(block->driver->name, "file") ? block->driver->name : "raw";
 }
 
 /* ---- create ---- */
 
-#define OPTIONS_MAX 16
-
 struct create_args {
+        struct disk_options options; /* first, for disk_option_add() */
         const char *path, *format, *backing, *backing_format;
         uint64_t size_bytes;
         bool overwrite, any_backing;
-        char *owned[OPTIONS_MAX];
-        struct block_option option[OPTIONS_MAX];
-        unsigned options;
 };
 
-static int add_option(void *into, const char *value, struct err *err)
+int disk_option_add(void *into, const char *value, struct err *err)
 {
-        struct create_args *args = into;
+        struct disk_options *to = into;
         char *key, *equals;
 
-        if (args->options == OPTIONS_MAX)
-                return err_set(err, -E2BIG, "'%s' is one too many, at most %d", value, OPTIONS_MAX);
+        if (to->count == DISK_OPTIONS_MAX)
+                return err_set(err, -E2BIG, "'%s' is one too many, at most %d", value, DISK_OPTIONS_MAX);
         key = strdup(value);
         if (!key)
                 return err_nomem(err);
-        args->owned[args->options] = key;
+        to->owned[to->count] = key;
         equals = strchr(key, '=');
         if (!equals || equals == key || !equals[1])
                 return err_set(err, -EINVAL, "'%s' is not KEY=VALUE", value);
         *equals = '\0';
-        args->option[args->options] = (struct block_option){ key, equals + 1 };
-        args->options++;
+        to->option[to->count++] = (struct block_option){ key, equals + 1 };
         return 0;
 }
 
-static void create_finish(void *into)
+void disk_options_finish(void *into)
 {
-        struct create_args *args = into;
+        struct disk_options *options = into;
 
-        for (unsigned n = 0; n < OPTIONS_MAX; n++)
-                free(args->owned[n]);
+        for (unsigned n = 0; n < DISK_OPTIONS_MAX; n++)
+                free(options->owned[n]);
 }
 
 #define CREATE(field) offsetof(struct create_args, field)
@@ -117,7 +112,7 @@ static const struct opt create_options[] = {
         { "backing", "FILE", "what is not written to the new disk reads as in this one, which must not change any more", OPT_TEXT, CREATE(backing),
           .complete = OPT_COMPLETE_FILE },
         { "backing-format", "FORMAT", "of that one", OPT_TEXT, CREATE(backing_format) },
-        { "option", "KEY=VALUE", "an option of the format's own", OPT_CALL, .call = add_option, .repeated = true, .letter = 'o' },
+        { "option", "KEY=VALUE", "an option of the format's own", OPT_CALL, .call = disk_option_add, .repeated = true, .letter = 'o' },
         { "overwrite", NULL, "replace a file that is there already", OPT_FLAG, CREATE(overwrite) },
         DISK_ALLOW_OPTION(struct create_args),
         { 0 },
@@ -200,7 +195,7 @@ static int look_at_backing(struct disk_session *session, struct create_args *arg
         if (r < 0)
                 return err_wrap(err, r, "backing file");
         if (!args->backing_format)
-                args->backing_format = format_of(block);
+                args->backing_format = disk_format_of(block);
         if (!args->size_bytes)
                 args->size_bytes = block->info.size_bytes;
         disk_close(session, block);
@@ -225,7 +220,7 @@ static int create_work(struct disk_session *session, void *into, struct err *err
 {
         struct create_args *args = into;
         struct block_opening opening = { .loop = &session->loop, .path = args->path, .format = args->format };
-        struct block_creation creation = { .backing = args->backing, .option = args->option, .options = args->options };
+        struct block_creation creation = { .backing = args->backing, .option = args->options.option, .options = args->options.count };
         int r = 0;
 
         if (args->backing)
@@ -247,7 +242,7 @@ static int create_run(void *into)
 }
 
 const struct cli_command cli_disk_create = {
-        .table = &disk_create_table, .args_size = sizeof(struct create_args), .run = create_run, .finish = create_finish,
+        .table = &disk_create_table, .args_size = sizeof(struct create_args), .run = create_run, .finish = disk_options_finish,
 };
 
 /* ---- info, check, map: one image ---- */
@@ -315,7 +310,7 @@ static int info_work(struct disk_session *session, void *into, struct err *err)
 
         if (r < 0)
                 return r;
-        about = json_pack("{s:s, s:s, s:I}", "file", args->path, "format", format_of(block), "size_bytes", (json_int_t)block->info.size_bytes);
+        about = json_pack("{s:s, s:s, s:I}", "file", args->path, "format", disk_format_of(block), "size_bytes", (json_int_t)block->info.size_bytes);
         if (about && stat(args->path, &st) == 0)
                 json_object_set_new(about, "taken_bytes", json_integer((json_int_t)st.st_blocks * 512));
         r = about && (!block->driver->describe || block->driver->describe(block, about) == 0) ? 0 : err_nomem(err);
@@ -323,12 +318,12 @@ static int info_work(struct disk_session *session, void *into, struct err *err)
                 r = json_write(about, STDOUT_FILENO, err);
         } else if (r == 0) {
                 text_escape(args->path, strlen(args->path), path, sizeof(path));
-                printf("file:    %s\nformat:  %s\nsize:    %s (%" PRIu64 " bytes)\ntaken:   %s\n", path, format_of(block),
+                printf("file:    %s\nformat:  %s\nsize:    %s (%" PRIu64 " bytes)\ntaken:   %s\n", path, disk_format_of(block),
                        size_about(block->info.size_bytes, size), block->info.size_bytes,
                        size_about((uint64_t)json_integer_value(json_object_get(about, "taken_bytes")), taken));
-                if (json_object_get(about, format_of(block))) {
-                        printf("%s:\n", format_of(block));
-                        print_json_members(json_object_get(about, format_of(block)));
+                if (json_object_get(about, disk_format_of(block))) {
+                        printf("%s:\n", disk_format_of(block));
+                        print_json_members(json_object_get(about, disk_format_of(block)));
                 }
         }
         json_decref(about);
@@ -422,7 +417,7 @@ static int check_work(struct disk_session *session, void *into, struct err *err)
         if (block->driver->check)
                 r = block->driver->check(block, &check, err);
         else
-                r = err_set(err, -EOPNOTSUPP, "disk %s: a %s image has nothing that could be checked", args->path, format_of(block));
+                r = err_set(err, -EOPNOTSUPP, "disk %s: a %s image has nothing that could be checked", args->path, disk_format_of(block));
         disk_close(session, block);
         if (r < 0)
                 return r;
@@ -660,7 +655,7 @@ static int snapshot_work(struct disk_session *session, void *into, struct err *e
                 return r;
         ops = block->driver->snapshots;
         if (!ops)
-                r = err_set(err, -EOPNOTSUPP, "disk %s: a %s image keeps no snapshots", args->path, format_of(block));
+                r = err_set(err, -EOPNOTSUPP, "disk %s: a %s image keeps no snapshots", args->path, disk_format_of(block));
         else if (args->action == SNAPSHOT_LIST)
                 r = list_snapshots(block, args->json, err);
         else
@@ -683,8 +678,8 @@ const struct cli_command cli_disk_snapshot = { .table = &disk_snapshot_table, .a
 /* ---- convert, compare: two images ---- */
 
 struct pair_args {
+        struct disk_options options; /* first; of the new image */
         const char *from_path, *to_path, *from_format, *to_format;
-        struct create_args create; /* its options */
         bool any_backing, overwrite, quiet, sync;
         int compression; /* index in compressions */
 };
@@ -693,20 +688,10 @@ static const char *const compressions[] = { "none", "zlib", "zstd", NULL };
 
 #define PAIR(field) offsetof(struct pair_args, field)
 
-static int add_pair_option(void *into, const char *value, struct err *err)
-{
-        return add_option(&((struct pair_args *)into)->create, value, err);
-}
-
-static void pair_finish(void *into)
-{
-        create_finish(&((struct pair_args *)into)->create);
-}
-
 static const struct opt convert_options[] = {
         { "from", "FORMAT", "of the source; without it, what suffix or contents say", OPT_TEXT, PAIR(from_format) },
         { "to", "FORMAT", "of the new image; without it, what its suffix says", OPT_TEXT, PAIR(to_format) },
-        { "option", "KEY=VALUE", "an option of the new format's own; see virta disk create", OPT_CALL, .call = add_pair_option, .repeated = true, .letter = 'o' },
+        { "option", "KEY=VALUE", "an option of the new format's own; see virta disk create", OPT_CALL, .call = disk_option_add, .repeated = true, .letter = 'o' },
         { "compress", "KIND", "compress what is copied; of qcow2", OPT_CHOICE, PAIR(compression), .choices = compressions, .fallback = "none" },
         { "overwrite", NULL, "replace a file that is there already", OPT_FLAG, PAIR(overwrite) },
         { "sync", NULL, "end when the new image is on stable storage", OPT_FLAG, PAIR(sync) },
@@ -733,7 +718,7 @@ const struct opt_command disk_convert_table = {
 static int convert_into(struct disk_session *session, struct pair_args *args, struct block *from, struct err *err)
 {
         struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format, .flags = BLOCK_OPEN_NO_URING };
-        struct block_creation creation = { .size_bytes = from->info.size_bytes, .option = args->create.option, .options = args->create.options };
+        struct block_creation creation = { .size_bytes = from->info.size_bytes, .option = args->options.option, .options = args->options.count };
         struct block_copy copy = { .from = from, .size_bytes = from->info.size_bytes, .to_is_empty = true, .compress = args->compression };
         int r = 0;
 
@@ -743,8 +728,8 @@ static int convert_into(struct disk_session *session, struct pair_args *args, st
                 char kind[32];
 
                 snprintf(kind, sizeof(kind), "compression=%s", compressions[args->compression]);
-                r = add_option(&args->create, kind, err);
-                creation.options = args->create.options;
+                r = disk_option_add(args, kind, err);
+                creation.options = args->options.count;
         }
         if (r == 0)
                 r = block_create(&opening, &creation, args->overwrite, err);
@@ -784,7 +769,7 @@ static int convert_run(void *into)
 }
 
 const struct cli_command cli_disk_convert = {
-        .table = &disk_convert_table, .args_size = sizeof(struct pair_args), .run = convert_run, .finish = pair_finish,
+        .table = &disk_convert_table, .args_size = sizeof(struct pair_args), .run = convert_run, .finish = disk_options_finish,
 };
 
 static const struct opt compare_options[] = {
@@ -844,4 +829,4 @@ static int compare_run(void *into)
         return disk_command(compare_work, into);
 }
 
-const struct cli_command cli_disk_compare = { .table = &disk_compare_table, .args_size = sizeof(struct pair_args), .run = compare_run, .finish = pair_finish };
+const struct cli_command cli_disk_compare = { .table = &disk_compare_table, .args_size = sizeof(struct pair_args), .run = compare_run, .finish = disk_options_finish };

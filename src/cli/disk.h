@@ -24,6 +24,22 @@ int disk_open(struct disk_session *session, const char *path, const char *format
         { "allow-backing", NULL, "follow names of backing files to any place, not only to the folder of the image", OPT_FLAG,          \
           offsetof(type, any_backing) }
 
+/* As users name it: a file is "raw". */
+const char *disk_format_of(const struct block *block);
+
+/* -o KEY=VALUE, any number of them; the first member of a command's args. */
+#define DISK_OPTIONS_MAX 16
+
+struct disk_options {
+        char *owned[DISK_OPTIONS_MAX];
+        struct block_option option[DISK_OPTIONS_MAX];
+        unsigned count;
+};
+
+/* opt.call, and the command's finish. */
+int disk_option_add(void *into, const char *value, struct err *err);
+void disk_options_finish(void *into);
+
 /* ---- disk-copy.c ---- */
 
 /* block_copy_run() with progress on a terminal, unless quiet. */

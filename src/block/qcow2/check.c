@@ -606,6 +606,47 @@ int qcow2_check_image(struct block *block, struct block_check *check, struct err
         return r < 0 ? err_errno(err, r, "cannot write to disk %s", q->block.path) : 0;
 }
 
+static int count_anew(struct walk *w, uint32_t order, struct err *err)
+{
+        struct qcow2 *q = w->q;
+        struct qcow2_header before = q->header;
+        uint64_t most = order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
+        int r = walk_all(w);
+
+        if (r == 0 && (w->found->errors || w->found->leaks))
+                return err_set(err, -EIO, "disk %s is not sound: virta disk check --repair %s", q->block.path, q->block.path);
+        for (uint64_t n = 0; n < w->clusters && r == 0; n++)
+                if (w->refs[n] > most || w->refs[n] == REFS_MAX)
+                        return err_set(err, -ERANGE, "disk %s has clusters that are used %u times, more than %u bits count", q->block.path, w->refs[n], 1u << order);
+        if (r < 0)
+                return err_errno(err, r, "cannot read disk %s", q->block.path);
+        q->header.refcount_order = order;
+        qcow2_geometry(q);
+        r = rebuild(w);
+        if (r < 0) {
+                q->broken |= q->header.refcount_offset != before.refcount_offset;
+                q->header = before;
+                qcow2_geometry(q);
+        }
+        return r < 0 ? err_errno(err, r, "cannot write to disk %s", q->block.path) : 0;
+}
+
+int qcow2_count_anew(struct qcow2 *q, uint32_t order, struct err *err)
+{
+        struct block_check found = { .mend = BLOCK_MEND_NOTHING };
+        struct walk w = { .q = q, .found = &found, .clusters = q->file_clusters };
+        int r;
+
+        if (w.clusters > CLUSTERS_MAX)
+                return err_set(err, -EFBIG, "disk %s: a file of %" PRIu64 " clusters is too large for that", q->block.path, w.clusters);
+        w.refs = calloc(w.clusters, sizeof(*w.refs));
+        w.table = malloc(q->cluster_bytes);
+        r = w.refs && w.table ? count_anew(&w, order, err) : err_nomem(err);
+        free(w.refs);
+        free(w.table);
+        return r;
+}
+
 int qcow2_repair(struct qcow2 *q, struct err *err)
 {
         struct block_check check = { .mend = BLOCK_MEND_ALL };

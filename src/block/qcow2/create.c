@@ -7,10 +7,10 @@
 #include <errno.h>
 
 #include "base/text.h"
+#include "block/bitmap.h"
 #include "block/qcow2/qcow2.h"
 
 #define CLUSTER_BITS_DEFAULT 16
-#define BACKING_BYTES_MAX 1023
 
 const struct block_option_about qcow2_options[] = {
         { "cluster_size", "SIZE", "what space is taken by: 512 to 2M, a power of two; default: 64K" },
@@ -100,6 +100,19 @@ static int take_option(struct qcow2 *q, const struct block_option *o, struct err
         return err_set(err, -EINVAL, "option %s: a qcow2 image has none of this name", o->key);
 }
 
+int qcow2_take_amendment(struct qcow2_header *header, const struct block_option *option, struct err *err)
+{
+        struct qcow2 q = { .header = *header };
+        int r;
+
+        if (strcmp(option->key, "version") && strcmp(option->key, "refcount_bits") && strcmp(option->key, "lazy_refcounts"))
+                return err_set(err, -EINVAL, "option %s: of an image that is there version, refcount_bits and lazy_refcounts can change", option->key);
+        r = take_option(&q, option, err);
+        if (r == 0)
+                *header = q.header;
+        return r;
+}
+
 static int check_options(const struct qcow2 *q, const struct block_creation *creation, struct err *err)
 {
         const struct qcow2_header *h = &q->header;
@@ -110,8 +123,8 @@ static int check_options(const struct qcow2 *q, const struct block_creation *cre
                 return err_set(err, -EINVAL, "extended_l2 needs clusters of 16K and more");
         if (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA && (!q->data_name || creation->backing))
                 return err_set(err, -EINVAL, "data_file_raw needs a data_file, and no backing file");
-        if (creation->backing && strlen(creation->backing) > BACKING_BYTES_MAX)
-                return err_set(err, -ENAMETOOLONG, "the backing file's name has more than %d bytes", BACKING_BYTES_MAX);
+        if (creation->backing && strlen(creation->backing) > QCOW2_BACKING_BYTES_MAX)
+                return err_set(err, -ENAMETOOLONG, "the backing file's name has more than %d bytes", QCOW2_BACKING_BYTES_MAX);
         return 0;
 }
 
@@ -208,6 +221,65 @@ static int make(struct qcow2 *q, const struct block_creation *creation, struct e
         qcow2_cache_init(q, (size_t)1 << 20);
         r = lay_out(q, &layout, err);
         return r == 0 ? write_all(q, &layout, err) : r;
+}
+
+/* ---- how large it would be ---- */
+
+static uint64_t round_up(uint64_t value, uint64_t to)
+{
+        return (value + to - 1) / to;
+}
+
+/* Blocks of counts and their table for so many clusters, themselves included. */
+static uint64_t count_clusters(const struct qcow2 *q, uint64_t clusters)
+{
+        uint64_t counts = UINT64_C(1) << q->refcount_block_bits, blocks = 0, table = 0, before;
+
+        do {
+                before = blocks + table;
+                blocks = round_up(clusters + blocks + table, counts);
+                table = round_up(blocks, q->cluster_bytes / 8);
+        } while (blocks + table != before);
+        return blocks + table;
+}
+
+int qcow2_measure(const struct block_creation *creation, struct block *source, struct block_measure *measure, struct err *err)
+{
+        struct qcow2 q = { .header = { .version = 3, .cluster_bits = CLUSTER_BITS_DEFAULT, .refcount_order = 4 } };
+        uint64_t clusters, tables, entries, data = 0;
+        int r = 0;
+
+        for (unsigned n = 0; n < creation->options && r == 0; n++)
+                r = take_option(&q, &creation->option[n], err);
+        if (r == 0)
+                r = check_options(&q, creation, err);
+        free(q.data_name);
+        if (r < 0)
+                return r;
+        qcow2_geometry(&q);
+        clusters = qcow2_clusters(&q, creation->size_bytes);
+        tables = round_up(clusters, UINT64_C(1) << q.l2_bits);
+        entries = align_up(tables, q.cluster_bytes / 8);
+        if (tables * 8 > QCOW2_L1_BYTES_MAX)
+                return err_set(err, -EFBIG, "a disk of %" PRIu64 " bytes is too large for clusters of %" PRIu64 " bytes", creation->size_bytes, q.cluster_bytes);
+        if (source)
+                r = block_count_data(source, q.cluster_bytes, &data);
+        if (r < 0)
+                return err_errno(err, r, "cannot read the tables of disk %s", source->path);
+        /* The header, L1, L2 tables, and what counts all of it: as if all data were there. */
+        tables = 1 + tables + entries * 8 / q.cluster_bytes;
+        tables += count_clusters(&q, tables + clusters);
+        measure->fully_allocated_bytes = (tables + (q.header.incompatible & QCOW2_INCOMPATIBLE_DATA_FILE ? 0 : clusters)) << q.header.cluster_bits;
+        measure->required_bytes = (tables << q.header.cluster_bits) + (q.header.incompatible & QCOW2_INCOMPATIBLE_DATA_FILE ? 0 : data);
+        for (const struct block_bitmap *b = source ? source->bitmaps : NULL; b; b = b->next)
+                if (b->name && b->persistent && !b->inconsistent) {
+                        uint64_t bits = round_up(block_bitmap_bits(b), q.cluster_bytes * 8);
+
+                        measure->bitmaps_bytes += (bits + round_up(bits * 8, q.cluster_bytes)) << q.header.cluster_bits;
+                        measure->bitmaps_bytes += align_up(24 + strlen(b->name), 8);
+                }
+        measure->bitmaps_bytes = align_up(measure->bitmaps_bytes, q.cluster_bytes);
+        return 0;
 }
 
 int qcow2_create(struct block *file, const struct block_creation *creation, struct err *err)

@@ -173,15 +173,43 @@ static struct qcow2 *of_request(struct block_request *guest)
 
 /* ---- reading ---- */
 
-/* Absent here: from the backing file as far as that goes. */
-static int read_absent(struct qcow2 *q, struct block_request *guest, uint64_t at, uint64_t size_bytes)
+/*
+ * The image of the chain that decides about a place, and for how many bytes; NULL: they are zeroes. Images between are passed over as far as
+ * their tables are in memory, so that a long chain costs a look at each and no request.
+ */
+static struct block *find_holder(struct qcow2 *q, uint64_t at, uint64_t *size_bytes)
 {
-        uint64_t there = q->backing && at < q->backing->info.size_bytes ? MIN(size_bytes, q->backing->info.size_bytes - at) : 0;
-        int r = there ? send_part(q, q->backing, guest, at, there, false) : 0;
+        struct block *node = q->backing;
 
-        if (there < size_bytes)
-                iov_zero(guest->iov, guest->iov_count, guest->transferred + there, size_bytes - there);
-        return r;
+        while (node && at < node->info.size_bytes) {
+                struct qcow2_run run;
+                int r;
+
+                *size_bytes = MIN(*size_bytes, node->info.size_bytes - at);
+                if (node->driver != &block_qcow2)
+                        return node;
+                r = qcow2_map(to_qcow2(node), at, *size_bytes, false, &run);
+                if (r < 0)
+                        return node;
+                *size_bytes = run.size_bytes;
+                if (run.kind == QCOW2_ZEROES)
+                        return NULL;
+                if (run.kind != QCOW2_ABSENT)
+                        return node;
+                node = to_qcow2(node)->backing;
+        }
+        return NULL;
+}
+
+/* Absent here. *size_bytes: how much of it was wanted, and was done. */
+static int read_absent(struct qcow2 *q, struct block_request *guest, uint64_t at, uint64_t *size_bytes)
+{
+        struct block *holder = find_holder(q, at, size_bytes);
+
+        if (holder)
+                return send_part(q, holder, guest, at, *size_bytes, false);
+        iov_zero(guest->iov, guest->iov_count, guest->transferred, *size_bytes);
+        return 0;
 }
 
 static int read_packed(struct qcow2 *q, struct block_request *guest, uint64_t at, const struct qcow2_run *run)
@@ -210,7 +238,7 @@ static int read_on(struct qcow2 *q, struct block_request *guest, bool wait)
                         return r;
                 switch (run.kind) {
                 case QCOW2_DATA: r = send_part(q, q->data, guest, run.host, run.size_bytes, false); break;
-                case QCOW2_ABSENT: r = read_absent(q, guest, at, run.size_bytes); break;
+                case QCOW2_ABSENT: r = read_absent(q, guest, at, &run.size_bytes); break;
                 case QCOW2_ZEROES: iov_zero(guest->iov, guest->iov_count, guest->transferred, run.size_bytes); break;
                 case QCOW2_PACKED: r = read_packed(q, guest, at, &run); break;
                 }
@@ -673,6 +701,23 @@ static int clear_entry(struct qcow2 *q, uint64_t at, bool zeroes, bool unmap)
                 qcow2_page_changed(q, page, false);
         }
         qcow2_page_put(page);
+        return r;
+}
+
+int qcow2_drop_cluster(struct qcow2 *q, uint64_t at)
+{
+        struct table_page *page;
+        uint8_t *entry;
+        int r = qcow2_entry_get(q, at, &page, &entry);
+
+        if (r < 0)
+                return r;
+        r = release_entry(q, be64(entry));
+        if (r == 0) {
+                memset(entry, 0, q->l2_entry_bytes);
+                table_page_changed(&q->cache, page, false);
+        }
+        table_page_put(page);
         return r;
 }
 

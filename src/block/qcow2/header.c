@@ -14,7 +14,6 @@
 #include "base/work.h"
 #include "block/qcow2/qcow2.h"
 
-#define BACKING_BYTES_MAX 1023
 #define TABLE_BYTES ((size_t)8 << 20) /* of L2 and counts in memory */
 
 int qcow2_probe(const uint8_t *head, size_t size_bytes)
@@ -210,7 +209,7 @@ static int parse_rest(struct qcow2 *q, const uint8_t *cluster, struct err *err)
         struct qcow2_extension **last = &q->extension;
         struct cursor in;
 
-        if (h->backing_offset && (h->backing_offset < h->header_bytes || h->backing_bytes > BACKING_BYTES_MAX ||
+        if (h->backing_offset && (h->backing_offset < h->header_bytes || h->backing_bytes > QCOW2_BACKING_BYTES_MAX ||
                                   h->backing_offset > q->cluster_bytes || h->backing_bytes > q->cluster_bytes - h->backing_offset))
                 return bad(q, err, "a backing file's name at", h->backing_offset);
         in = cursor_from(cluster + h->header_bytes, end - h->header_bytes);
@@ -293,7 +292,7 @@ static void qcow2_close(struct block *block)
         free(q);
 }
 
-static void take_info(struct qcow2 *q)
+void qcow2_take_info(struct qcow2 *q)
 {
         const struct block_info *file = &q->data->info;
 
@@ -354,7 +353,7 @@ static int want_counted(struct qcow2 *q, uint64_t offset, uint64_t size_bytes, c
 }
 
 /* An image that was not closed may have wrong counts, and what others keep about it may be old. */
-static int begin_writing(struct qcow2 *q, unsigned flags, struct err *err)
+int qcow2_begin_writing(struct qcow2 *q, unsigned flags, struct err *err)
 {
         int r = 0;
 
@@ -405,11 +404,11 @@ static int open_all(struct qcow2 *q, const struct block_opening *opening, struct
         if (r == 0)
                 r = open_backing(q, opening, err);
         if (r == 0)
-                take_info(q);
+                qcow2_take_info(q);
         if (r == 0)
                 r = qcow2_bitmaps_open(q, opening->flags, err);
         if (r == 0)
-                r = begin_writing(q, opening->flags, err);
+                r = qcow2_begin_writing(q, opening->flags, err);
         q->opened = r == 0;
         return r;
 }
@@ -516,4 +515,9 @@ const struct block_driver block_qcow2 = {
         .resize = qcow2_resize,
         .snapshots = &qcow2_snapshots,
         .keep_bitmap = qcow2_keep_bitmap,
+        .reopen = qcow2_reopen,
+        .set_backing = qcow2_set_backing,
+        .make_empty = qcow2_make_empty,
+        .amend = qcow2_amend,
+        .measure = qcow2_measure,
 };

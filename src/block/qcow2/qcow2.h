@@ -10,6 +10,7 @@
  *   compress.c   compressed clusters
  *   snapshot.c   internal snapshots
  *   resize.c     another size
+ *   amend.c      other options, another backing file
  *   check.c      finds out what counts should be, and mends them
  *   create.c     new images
  *
@@ -98,6 +99,8 @@ struct qcow2_extension {
 #define QCOW2_HEADER_BYTES_V2 72
 #define QCOW2_HEADER_BYTES_V3 104
 #define QCOW2_HEADER_BYTES 112 /* with the kind of compression */
+
+#define QCOW2_BACKING_BYTES_MAX 1023
 
 /* Clusters of the file that lie side by side. */
 struct qcow2_extent {
@@ -226,6 +229,9 @@ int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...) _printf_(2, 3);
 extern const struct block_driver block_qcow2;
 /* What follows from the header's sizes. */
 void qcow2_geometry(struct qcow2 *q);
+void qcow2_take_info(struct qcow2 *q);
+/* Somebody is going to write. */
+int qcow2_begin_writing(struct qcow2 *q, unsigned flags, struct err *err) _must_check_;
 /* Tables in memory take so much at most. */
 void qcow2_cache_init(struct qcow2 *q, size_t max_bytes);
 int qcow2_probe(const uint8_t *head, size_t size_bytes);
@@ -334,6 +340,8 @@ bool qcow2_offset_good(const struct qcow2 *q, uint64_t offset);
 /* ---- data.c ---- */
 
 void qcow2_submit(struct block *block, struct block_request *req);
+/* A cluster of the guest's is as in the backing file from now on. Blocking; nobody else writes there. */
+int qcow2_drop_cluster(struct qcow2 *q, uint64_t at) _must_check_;
 int qcow2_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent);
 /* All that was written before is on stable storage. Blocking. */
 int qcow2_flush(struct qcow2 *q) _must_check_;
@@ -371,6 +379,17 @@ void qcow2_packed_place(const struct qcow2 *q, uint64_t entry, uint64_t *offset,
 extern const struct block_option_about qcow2_options[];
 int qcow2_create(struct block *file, const struct block_creation *creation, struct err *err);
 
+/* Those of its options that an image can change later. */
+int qcow2_take_amendment(struct qcow2_header *header, const struct block_option *option, struct err *err) _must_check_;
+int qcow2_measure(const struct block_creation *creation, struct block *source, struct block_measure *measure, struct err *err);
+
+/* ---- amend.c; blocking, nothing in flight ---- */
+
+int qcow2_set_backing(struct block *block, const char *name, const char *format, struct err *err);
+int qcow2_make_empty(struct block *block, struct err *err);
+int qcow2_amend(struct block *block, const struct block_option *option, unsigned options, struct err *err);
+int qcow2_reopen(struct block *block, bool writable, struct err *err);
+
 /* ---- snapshot.c, resize.c; blocking, nothing in flight ---- */
 
 extern const struct block_snapshot_ops qcow2_snapshots;
@@ -396,5 +415,7 @@ int qcow2_bitmaps_all_changed(struct qcow2 *q) _must_check_;
 /* ---- check.c; blocking ---- */
 
 int qcow2_check_image(struct block *block, struct block_check *check, struct err *err);
+/* All counts anew, of 1 << order bits each. The image must be sound. */
+int qcow2_count_anew(struct qcow2 *q, uint32_t order, struct err *err) _must_check_;
 /* Makes an image that was not closed right again: counts and COPIED bits; the dirty bit is clear afterwards. */
 int qcow2_repair(struct qcow2 *q, struct err *err) _must_check_;

@@ -945,7 +945,8 @@ static void check_counted(void)
                 uint64_t high = n << 32;
                 uint8_t below, zero, early = 1, equal = 0;
 
-                __asm__ volatile("movq %4, %%rcx\n xorl %k0, %k0\n cmpq $150, %5\n addr32 jrcxz 1f\n movl $1, %k0\n 1: setb %2\n setz %3\n jrcxz 2f\n leaq 2(%0), %0\n 2:"
+                __asm__ volatile("movq %4, %%rcx\n xorl %k0, %k0\n cmpq $150, %5\n addr32 jrcxz 1f\n movl $1, %k0\n"
+                                 "1: setb %2\n setz %3\n jrcxz 2f\n leaq 2(%0), %0\n 2:"
                                  : "=&r"(sum), "=&c"(left), "=&q"(below), "=&q"(zero) : "r"(high), "r"(n) : "cc");
                 wrong += sum != (n ? 2 : 0) || below != (n < 150) || zero != (n == 150) || left != high;
                 __asm__ volatile("leaq 3(%4), %%rcx\n xorl %k0, %k0\n cmpq $150, %5\n 1: leaq 1(%0), %0\n addr32 loop 1b\n setb %2\n setz %3"

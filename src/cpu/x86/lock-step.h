@@ -16,7 +16,8 @@ void lock_step_run(struct x86_cpu *cpu, const struct tblock *block);
 
 /*
  * Hooks, for a processor whose lock_step is not NULL. store: before size_bytes of RAM at host are written; entry: the same, when what
- * changes are the accessed and dirty bits of a page table's entry; device: before a device is reached, may not return; walking: whether the mode has to be that of the walk (every access slow, one instruction a block).
+ * changes are the accessed and dirty bits of a page table's entry; device: before a device is reached, may not return; walking: whether
+ * the mode has to be that of the walk (every access slow, one instruction a block).
  */
 void lock_step_store(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code);
 void lock_step_entry(struct x86_cpu *cpu, void *host, unsigned size_bytes, bool code);

@@ -232,7 +232,8 @@ bool fast_fault_prepare(struct x86_cpu *cpu, uint64_t linear, unsigned size_byte
         uint64_t low, high;
         int error;
 
-        if (cpu->tlb_mode != TLB_USER || cpu->cpl != 3 || cpu->lock_step || !x86_canonical(linear) || (linear & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - size_bytes ||
+        if (cpu->tlb_mode != TLB_USER || cpu->cpl != 3 || cpu->lock_step || !x86_canonical(linear) ||
+            (linear & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - size_bytes ||
             cpu->s.idtr.limit < (X86_PF + 1) * GATE_BYTES - 1 || cpu->s.tr.limit < TSS_RSP0 + 7)
                 return false;
         error = mmu_user_fault_fast(cpu, linear, write);

@@ -3,8 +3,8 @@
  * compacted format, and XSAVE64 and XRSTOR64 in the standard one, of a guest whose x87 registers are as FNINIT left them and zero.
  *
  * The guest's vector registers are the host's, so the host's XSAVEC or XSAVE writes the image, but for its x87 component, which is
- * absent as it is initial, or written here. The other way the image is checked first, and what was checked is what counts, whatever another processor makes of the
- * memory meanwhile: XRSTOR on it could fault. The registers are loaded one by one, which cannot.
+ * absent as it is initial, or written here. The other way the image is checked first, and what was checked is what counts, whatever another
+ * processor makes of the memory meanwhile: XRSTOR on it could fault. The registers are loaded one by one, which cannot.
  *
  * Compiled without vector instructions, so that what stands here is all that touches them.
  *

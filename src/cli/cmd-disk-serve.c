@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "base/text.h"
+#include "block/bitmap.h"
 #include "block/export/fuse.h"
 #include "block/nbd/server.h"
 #include "block/nbd/tls.h"
@@ -28,7 +29,8 @@
 struct serve_args {
         const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse;
         const char *address[ADDRESSES_MAX];
-        unsigned addresses, connections;
+        const char *bitmap[NBD_BITMAPS_MAX];
+        unsigned addresses, connections, bitmaps;
         bool readonly, json, once, any_backing, tls_anyone;
 };
 
@@ -46,6 +48,16 @@ static int add_address(void *into, const char *value, struct err *err)
         return 0;
 }
 
+static int add_bitmap(void *into, const char *value, struct err *err)
+{
+        struct serve_args *args = into;
+
+        if (args->bitmaps == NBD_BITMAPS_MAX)
+                return err_set(err, -E2BIG, "'%s' is one too many, at most %u", value, NBD_BITMAPS_MAX);
+        args->bitmap[args->bitmaps++] = value;
+        return 0;
+}
+
 static const struct opt serve_options[] = {
         { "nbd", "ADDRESS", "where NBD clients come in: unix:PATH, tcp:HOST:PORT, stdio, or systemd for sockets that are there already", OPT_CALL,
           .call = add_address, .repeated = true },
@@ -53,6 +65,8 @@ static const struct opt serve_options[] = {
         { "read-only", NULL, "let nobody write; others may read the image meanwhile", OPT_FLAG, SERVE(readonly) },
         { "export", "NAME", "what NBD clients have to ask for", OPT_TEXT, SERVE(export_name), .fallback = "the empty name", .may_be_empty = true },
         { "description", "TEXT", "of the export, for people", OPT_TEXT, SERVE(description) },
+        { "bitmap", "NAME", "tell NBD clients what is set in this bitmap of the image (qemu:dirty-bitmap:NAME)", OPT_CALL, .call = add_bitmap,
+          .repeated = true },
         { "format", "FORMAT", "of the image; without it, what its suffix says", OPT_TEXT, SERVE(format) },
         { "tls", "DIR", "NBD only over TLS, with DIR/ca-cert.pem, server-cert.pem and server-key.pem; clients show a certificate of that authority",
           OPT_TEXT, SERVE(tls), .complete = OPT_COMPLETE_DIRECTORY },
@@ -114,6 +128,8 @@ struct serving {
         uv_signal_t signal[SIGNALS];
         unsigned signals;
         struct fuse_export *fuse;
+        struct block_bitmap *bitmap[NBD_BITMAPS_MAX];
+        unsigned bitmaps;
         bool stopped, stdio, pid_written, fuse_ended, nbd;
         char *socket_path[ADDRESSES_MAX];
         unsigned sockets;
@@ -494,6 +510,20 @@ static int open_tls(struct serving *serving, struct err *err)
         return args->tls || args->tls_psk ? nbd_tls_new(&files, &serving->tls, err) : 0;
 }
 
+static int find_bitmaps(struct serving *serving, struct err *err)
+{
+        const struct serve_args *args = serving->args;
+
+        for (; serving->bitmaps < args->bitmaps; serving->bitmaps++) {
+                int r = block_bitmap_get(serving->disk, args->bitmap[serving->bitmaps], true, &serving->bitmap[serving->bitmaps], err);
+
+                if (r < 0)
+                        return r;
+                serving->bitmap[serving->bitmaps]->users++;
+        }
+        return 0;
+}
+
 static int serve(struct serving *serving, struct err *err)
 {
         const struct serve_args *args = serving->args;
@@ -504,6 +534,10 @@ static int serve(struct serving *serving, struct err *err)
         int r = open_tls(serving, err);
 
         config.tls = serving->tls;
+        if (r == 0)
+                r = find_bitmaps(serving, err);
+        config.bitmap = serving->bitmap;
+        config.bitmaps = serving->bitmaps;
         if (r == 0)
                 r = nbd_server_new(&serving->session->loop, &config, &serving->server, err);
         if (r < 0)
@@ -557,6 +591,8 @@ static int serve_work(struct disk_session *session, void *into, struct err *err)
         }
         r = serve(&serving, err);
         block_set_listener(serving.disk, NULL, NULL);
+        for (unsigned n = 0; n < serving.bitmaps; n++)
+                serving.bitmap[n]->users--;
         if (r == 0 && !args->readonly) {
                 r = block_finish(serving.disk, err);
                 if (r == 0 && block_flush(serving.disk) < 0)

@@ -7,8 +7,10 @@
  * Limits: options of OPTION_MAX bytes, OPTIONS_MAX of them, in a time that the connection's deadline sets.
  */
 #include <errno.h>
+#include <stdio.h>
 
 #include "base/cursor.h"
+#include "block/bitmap.h"
 #include "block/nbd/server-internal.h"
 #include "block/nbd/tls.h"
 
@@ -16,6 +18,7 @@
 #define OPTIONS_MAX 1000
 #define QUERIES_MAX 1000u
 #define PREFERRED_BYTES 4096u
+#define CONTEXT_NAME_MAX (sizeof(NBD_CONTEXT_BITMAP) + BLOCK_BITMAP_NAME_MAX)
 
 struct option {
         uint32_t id, length;
@@ -149,6 +152,19 @@ static bool asks_for(const void *query, uint32_t size_bytes, const char *context
         return size_bytes == strlen(context) && !memcmp(query, context, size_bytes);
 }
 
+static unsigned contexts(const struct nbd_connection *c)
+{
+        return 1 + c->server->config.bitmaps;
+}
+
+static void name_context(const struct nbd_connection *c, unsigned n, char name[CONTEXT_NAME_MAX])
+{
+        if (n)
+                snprintf(name, CONTEXT_NAME_MAX, "%s%s", NBD_CONTEXT_BITMAP, c->server->config.bitmap[n - 1]->name);
+        else
+                snprintf(name, CONTEXT_NAME_MAX, "%s", NBD_CONTEXT_ALLOCATION);
+}
+
 static int answer_context(struct nbd_connection *c, const struct option *option, uint32_t id, const char *name)
 {
         uint8_t bytes[4 + NBD_NAME_MAX], *at = nbd_put32(bytes, id);
@@ -157,10 +173,27 @@ static int answer_context(struct nbd_connection *c, const struct option *option,
         return answer(c, option, NBD_REP_META_CONTEXT, bytes, (uint32_t)(4 + strlen(name)));
 }
 
-/* A query names a context; when listing also only what stands before the colon. */
-static bool matches(const struct option *option, const void *query, uint32_t size_bytes)
+/* A query names a context; when listing also what several begin with, up to a colon. */
+static bool matches(const struct option *option, const void *query, uint32_t size_bytes, const char *name)
 {
-        return asks_for(query, size_bytes, NBD_CONTEXT_ALLOCATION) || (option->id == NBD_OPT_LIST_META_CONTEXT && asks_for(query, size_bytes, "base:"));
+        if (asks_for(query, size_bytes, name))
+                return true;
+        return option->id == NBD_OPT_LIST_META_CONTEXT && size_bytes && size_bytes < strlen(name) && ((const char *)query)[size_bytes - 1] == ':' &&
+               !memcmp(query, name, size_bytes);
+}
+
+/* The contexts that a query asks for. */
+static unsigned matching(const struct nbd_connection *c, const struct option *option, const void *query, uint32_t size_bytes)
+{
+        unsigned found = 0;
+
+        for (unsigned n = 0; n < contexts(c); n++) {
+                char name[CONTEXT_NAME_MAX];
+
+                name_context(c, n, name);
+                found |= (unsigned)matches(option, query, size_bytes, name) << n;
+        }
+        return found;
 }
 
 static int meta_context(struct nbd_connection *c, const struct option *option)
@@ -170,7 +203,7 @@ static int meta_context(struct nbd_connection *c, const struct option *option)
         uint32_t length = cursor_be32(&in);
         const void *name = cursor_take(&in, length);
         uint32_t queries = cursor_be32(&in);
-        unsigned wanted = !set && !queries ? NBD_HAS_ALLOCATION : 0;
+        unsigned wanted = !set && !queries ? (1u << contexts(c)) - 1 : 0;
         int r = 0;
 
         if (set)
@@ -185,15 +218,19 @@ static int meta_context(struct nbd_connection *c, const struct option *option)
 
                 if (!query || size_bytes > NBD_NAME_MAX)
                         return refuse(c, option, NBD_REP_ERR_INVALID, "a query does not fit into its option");
-                if (matches(option, query, size_bytes))
-                        wanted |= NBD_HAS_ALLOCATION;
+                wanted |= matching(c, option, query, size_bytes);
         }
         if (cursor_left(&in))
                 return refuse(c, option, NBD_REP_ERR_INVALID, "there is something behind the queries");
         if (!is_ours(c, name, length))
                 return refuse(c, option, NBD_REP_ERR_UNKNOWN, "there is no export of that name");
-        if (wanted & NBD_HAS_ALLOCATION)
-                r = answer_context(c, option, set ? NBD_ALLOCATION_ID : 0, NBD_CONTEXT_ALLOCATION);
+        for (unsigned n = 0; n < contexts(c) && r == 0; n++) {
+                char name_of[CONTEXT_NAME_MAX];
+
+                name_context(c, n, name_of);
+                if (wanted & 1u << n)
+                        r = answer_context(c, option, set ? n + 1 : 0, name_of);
+        }
         if (set)
                 c->contexts = wanted;
         return r == 0 ? answer(c, option, NBD_REP_ACK, NULL, 0) : r;

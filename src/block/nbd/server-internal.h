@@ -10,9 +10,8 @@
 #define NBD_REQUESTS_MAX 256u
 #define NBD_IN_FLIGHT_BYTES ((size_t)64 << 20)
 
-/* Bits of nbd_connection.contexts. */
-#define NBD_HAS_ALLOCATION 1u
-#define NBD_ALLOCATION_ID 1u
+/* Bits of nbd_connection.contexts: the allocation, then the bitmaps. The context of bit N has the number N + 1. */
+#define NBD_CONTEXTS_MAX (1u + NBD_BITMAPS_MAX)
 
 struct nbd_connection;
 

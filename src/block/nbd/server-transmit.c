@@ -13,6 +13,7 @@
 #include <errno.h>
 
 #include "base/iov.h"
+#include "block/bitmap.h"
 #include "block/nbd/server-internal.h"
 
 #define SEND_PIECES 128u
@@ -405,8 +406,34 @@ static void in_fiber(struct nbd_request *request, void (*work)(void *request))
                 reply_error(request, -ENOMEM);
 }
 
-/* Runs of equal state from the request's start on: how many, in the buffer as the chunk has them. */
-static int put_states(struct nbd_request *request, uint8_t **at)
+/* The state at a place, and so far it is the same. */
+static int state_at(const struct nbd_server *server, unsigned context, uint64_t at, uint64_t end, uint32_t *state, uint64_t *size_bytes)
+{
+        struct block_extent extent;
+        uint64_t from;
+        int r;
+
+        if (!context) {
+                r = block_status_through(server->disk, at, end - at, &extent);
+                *state = extent.zero ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
+                *size_bytes = extent.size_bytes;
+                return r;
+        }
+        if (!block_bitmap_next(server->config.bitmap[context - 1], at, &from, size_bytes) || from >= end) {
+                *state = 0;
+                *size_bytes = end - at;
+        } else if (from > at) {
+                *state = 0;
+                *size_bytes = from - at;
+        } else {
+                *state = NBD_STATE_DIRTY;
+                *size_bytes = MIN(*size_bytes, end - at);
+        }
+        return 0;
+}
+
+/* Runs of equal state from the request's start on: how many, as the chunk has them. */
+static int put_states(struct nbd_request *request, unsigned context, uint8_t **at)
 {
         struct nbd_connection *c = request->connection;
         uint64_t from = request->header.offset, end = from + request->header.length, size_bytes = 0;
@@ -414,13 +441,12 @@ static int put_states(struct nbd_request *request, uint8_t **at)
         uint32_t state = 0;
 
         while (from <= end) {
-                struct block_extent extent = { 0 };
+                uint64_t some = 0;
                 uint32_t next = 0;
-                int r = from < end ? block_status_through(c->server->disk, from, end - from, &extent) : 0;
+                int r = from < end ? state_at(c->server, context, from, end, &next, &some) : 0;
 
                 if (r < 0)
                         return r;
-                next = extent.zero ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
                 if (size_bytes && (next != state || from == end)) {
                         *at = c->extended ? nbd_put64(*at, size_bytes) : nbd_put32(*at, (uint32_t)size_bytes);
                         *at = c->extended ? nbd_put64(*at, state) : nbd_put32(*at, state);
@@ -431,34 +457,48 @@ static int put_states(struct nbd_request *request, uint8_t **at)
                 if (from == end)
                         break;
                 state = next;
-                size_bytes += extent.size_bytes;
-                from += extent.size_bytes;
+                size_bytes += some;
+                from += some;
         }
         return (int)runs;
+}
+
+/* A chunk for a context. */
+static int put_status(struct nbd_request *request, unsigned context, bool last, uint8_t **at)
+{
+        bool extended = request->connection->extended;
+        uint8_t *head = *at, *payload = head + nbd_chunk_bytes(extended), *end = payload + (extended ? 8 : 4);
+        int runs = put_states(request, context, &end);
+
+        if (runs < 0)
+                return runs;
+        put_chunk(request, head, extended ? NBD_CHUNK_BLOCK_STATUS_EXT : NBD_CHUNK_BLOCK_STATUS, last ? NBD_CHUNK_DONE : 0, (uint64_t)(end - payload));
+        nbd_put32(payload, context + 1);
+        if (extended)
+                nbd_put32(payload + 4, (uint32_t)runs);
+        *at = end;
+        return 0;
 }
 
 static void status_work(void *arg)
 {
         struct nbd_request *request = arg;
-        bool extended = request->connection->extended;
-        uint8_t *at = request->data, *end;
-        int runs;
+        unsigned contexts = request->connection->contexts;
+        uint8_t *at = request->data;
+        int r = 0;
 
-        at = nbd_put32(at, NBD_ALLOCATION_ID);
-        if (extended)
-                at += 4;
-        end = at;
-        runs = put_states(request, &end);
-        if (runs < 0) {
-                reply_error(request, runs);
+        for (unsigned n = 0; contexts && r == 0; n++) {
+                if (contexts & 1u << n) {
+                        contexts &= ~(1u << n);
+                        r = put_status(request, n, !contexts, &at);
+                }
+        }
+        if (r < 0) {
+                reply_error(request, r);
                 return;
         }
-        if (extended)
-                nbd_put32(at - 4, (uint32_t)runs);
-        request->piece[0] = (struct iovec){ request->data, (size_t)(end - request->data) };
+        request->piece[0] = (struct iovec){ request->data, (size_t)(at - request->data) };
         request->piece_count = 1;
-        at = put_chunk(request, request->head, extended ? NBD_CHUNK_BLOCK_STATUS_EXT : NBD_CHUNK_BLOCK_STATUS, NBD_CHUNK_DONE, request->piece[0].iov_len);
-        request->head_bytes = (unsigned)(at - request->head);
         reply(request);
 }
 
@@ -559,7 +599,7 @@ static int check(const struct nbd_connection *c, const struct nbd_header *header
                 return writes ? -ENOSPC : -EINVAL;
         if (header->command == NBD_CMD_READ && header->length > NBD_PAYLOAD_MAX)
                 return -EOVERFLOW;
-        if (header->command == NBD_CMD_BLOCK_STATUS && (!(c->contexts & NBD_HAS_ALLOCATION) || !header->length))
+        if (header->command == NBD_CMD_BLOCK_STATUS && (!c->contexts || !header->length))
                 return -EINVAL;
         return 0;
 }
@@ -598,7 +638,7 @@ static void begin(struct nbd_request *request)
 }
 
 /* What the request needs of memory. wrong: it will only be refused. */
-static size_t data_bytes(const struct nbd_header *header, bool payload, bool wrong)
+static size_t data_bytes(const struct nbd_connection *c, const struct nbd_header *header, bool payload, bool wrong)
 {
         if (payload)
                 return header->length;
@@ -607,7 +647,7 @@ static size_t data_bytes(const struct nbd_header *header, bool payload, bool wro
         switch (header->command) {
         case NBD_CMD_READ: return header->length;
         case NBD_CMD_CACHE: return MIN(header->length, CACHE_BYTES);
-        case NBD_CMD_BLOCK_STATUS: return 16 + 16 * (size_t)STATUS_RUNS;
+        case NBD_CMD_BLOCK_STATUS: return (size_t)__builtin_popcount(c->contexts) * (NBD_CHUNK_EXT_BYTES + 8 + 16 * STATUS_RUNS);
         default: return 0;
         }
 }
@@ -634,7 +674,7 @@ static int one_request(struct nbd_connection *c)
         if (c->extended && header.command == NBD_CMD_WRITE && !payload)
                 return -EPROTO;
         wrong = check(c, &header);
-        c->fiber_wants = data_bytes(&header, payload, wrong);
+        c->fiber_wants = data_bytes(c, &header, payload, wrong);
         wait_for_room(c, c->fiber_wants);
         if (c->gone)
                 return -ECONNRESET;

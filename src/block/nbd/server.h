@@ -9,13 +9,18 @@
 
 #include "block/block.h"
 
+struct block_bitmap;
 struct nbd_server;
 struct nbd_tls;
+
+#define NBD_BITMAPS_MAX 16u
 
 struct nbd_server_config {
         struct block *disk;
         const char *export_name;  /* "" is what clients ask for who name none */
         const char *description;  /* or NULL */
+        struct block_bitmap *const *bitmap; /* borrowed; clients may ask what is set in them */
+        unsigned bitmaps;         /* NBD_BITMAPS_MAX at most */
         bool readonly;            /* also when the disk is not */
         struct nbd_tls *tls;      /* borrowed; NULL: none. With it nobody comes in without */
         unsigned connections_max; /* more wait to be accepted */

@@ -79,6 +79,9 @@ enum nbd_info { NBD_INFO_EXPORT = 0, NBD_INFO_NAME = 1, NBD_INFO_DESCRIPTION = 2
 #define NBD_CONTEXT_ALLOCATION "base:allocation"
 #define NBD_STATE_HOLE 1u
 #define NBD_STATE_ZERO 2u
+/* QEMU's, docs/interop/nbd: "qemu:dirty-bitmap:NAME" */
+#define NBD_CONTEXT_BITMAP "qemu:dirty-bitmap:"
+#define NBD_STATE_DIRTY 1u
 
 /* ---- transmission ---- */
 

@@ -403,7 +403,8 @@ static int open_sparse(struct vmdk_extent *e, const uint8_t *head, struct err *e
         if (r == 0)
                 r = check_header(e, err);
         e->size_bytes = e->header.capacity * VMDK_SECTOR;
-        e->end = align_up(file->size_bytes, VMDK_SECTOR);
+        /* The last grain may be there in part, of an image that nobody finished: no table comes into the rest of it. */
+        e->end = align_up(file->size_bytes, file->grows && e->header.grain ? (uint64_t)e->header.grain * VMDK_SECTOR : VMDK_SECTOR);
         e->fresh_from = file->grows ? e->end : UINT64_MAX;
         return r;
 }

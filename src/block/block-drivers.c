@@ -1,6 +1,7 @@
 /* The one table of block drivers; raw is none, it is the file itself. */
 #include "block/block-file.h"
 #include "block/nbd/client.h"
+#include "block/luks/luks.h"
 #include "block/qcow2/qcow2.h"
 #include "block/vdi/vdi.h"
 #include "block/vhd/vhd.h"
@@ -15,5 +16,6 @@ const struct block_driver *const block_drivers[] = {
         &block_vhd,
         &block_vhdx,
         &block_vmdk,
+        &block_luks,
         NULL,
 };

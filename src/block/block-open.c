@@ -213,6 +213,7 @@ int block_create(const struct block_opening *opening, const struct block_creatio
                 return err_errno(err, -errno, "cannot make disk %s", opening->path);
         close(fd);
         made.overwrite = overwrite;
+        made.secret = opening->secret;
         r = create_in(opening, format, &made, err);
         if (r < 0 && !overwrite)
                 unlink(opening->path);
@@ -288,6 +289,7 @@ int block_open_backing(const struct block_opening *front, const char *name, cons
 {
         struct block_opening opening = {
                 .loop = front->loop, .flags = front->flags | BLOCK_OPEN_READONLY, .depth = front->depth + 1, .front = front,
+                .secret = front->secret,
         };
         _cleanup_free_ char *path = NULL;
         int r;

@@ -79,6 +79,7 @@ struct block_info {
         uint32_t zeroes_bytes;                  /* a write zeroes of so much does not take long; 0 when read-only */
         bool readonly;
         bool streamed;                          /* written once: whole blocks of optimal_bytes, in ascending order */
+        bool noise;                             /* a new one reads as anything, not as zeroes */
         bool grows;                             /* writes behind the end make it longer: files, which formats lie on */
 };
 
@@ -107,6 +108,7 @@ struct block_opening {
         const char *path;      /* a file, or a URL of a protocol's */
         const char *format;    /* NULL: by the suffix; raw where that says nothing, or what a probe finds with BLOCK_OPEN_PROBE */
         unsigned flags;
+        const char *secret;    /* where the passphrase of an encrypted image is (block/secret.h); NULL: nobody said */
 
         struct block *file;    /* for formats: what the image lies on; the core's, which closes it when open fails */
         unsigned depth;        /* how many images are in front of it */
@@ -125,6 +127,7 @@ struct block_creation {
         const char *backing, *backing_format; /* as the image is to name them, or NULL */
         const struct block_option *option;    /* of the format's own */
         unsigned options;
+        const char *secret;                   /* block_create() sets it: that of the opening */
         bool overwrite;                       /* block_create() sets it: what is there already may be replaced */
 };
 

@@ -25,6 +25,7 @@ struct fixture {
         char dir[64], path[96], model_path[96];
         const char *format, *theirs; /* the name that QEMU has for it */
         bool checked_by_qemu, backing, resized;
+        char secret[96];             /* of encrypted ones, file:PATH */
         const struct block_option *option;
         unsigned options;
         struct block *disk;
@@ -107,7 +108,7 @@ static void dump(const char *path, const uint8_t *bytes, uint64_t size_bytes)
 static void open_image(struct fixture *f, unsigned flags)
 {
         struct err err = ERR_INIT;
-        struct block_opening opening = { .loop = &f->loop, .path = f->path, .format = f->format, .flags = flags };
+        struct block_opening opening = { .loop = &f->loop, .path = f->path, .format = f->format, .flags = flags, .secret = f->secret };
 
         if (block_open(&opening, &f->disk, &err) < 0)
                 fail_msg("%s", err.text);
@@ -158,13 +159,15 @@ static void create_image(struct fixture *f)
 {
         struct err err = ERR_INIT;
         struct block_creation creation = { .size_bytes = f->size_bytes, .option = f->option, .options = f->options };
-        struct block_opening opening = { .loop = &f->loop, .path = f->path, .format = f->format };
+        struct block_opening opening = { .loop = &f->loop, .path = f->path, .format = f->format, .secret = f->secret };
 
         f->room_bytes = f->size_bytes * 2;
         f->model = calloc(1, f->room_bytes);
         f->seen = malloc(f->room_bytes);
         if (f->backing)
                 create_backing(f, &creation);
+        snprintf(f->secret, sizeof(f->secret), "file:%s/pass", f->dir);
+        dump(f->secret + 5, (const uint8_t *)"a passphrase\n", 13);
         if (block_create(&opening, &creation, true, &err) < 0)
                 fail_msg("%s", err.text);
         run_loop(f);
@@ -381,6 +384,8 @@ static void random_life(struct fixture *f, unsigned rounds)
                 bool finish = round % 2 == 0;
 
                 open_image(f, 0);
+                if (round == 0 && f->disk->info.noise)
+                        assert_int_equal(block_do(f->disk, BLOCK_WRITE_ZEROES, 0, 0, f->size_bytes, NULL, 0), 0);
                 compare_all(f);
                 random_requests(f, 30); /* some blocks stay free */
                 compare_all(f);
@@ -451,6 +456,8 @@ LIFE(vmdk_backing_zeroed, "vmdk", ".vmdk", "vmdk", CHECKED | BACKED, 20 * MIB + 
 LIFE(vhdx_dynamic, "vhdx", ".vhdx", "vhdx", CHECKED, 40 * MIB + 512, { "block_size", "1M" })
 LIFE(vhdx_fixed, "vhdx", ".vhdx", "vhdx", CHECKED, 9 * MIB + 512, { "subformat", "fixed" })
 LIFE(vhdx_sectors, "vhdx", ".vhdx", NULL, 0, 20 * MIB, { "logical_sector", "4096" }, { "block_size", "2M" })
+LIFE(luks_1, "luks", ".luks", NULL, RESIZED, 5 * MIB + 512, { "version", "1" }, { "iter_time", "10" })
+LIFE(luks_2, "luks", ".luks", NULL, 0, 5 * MIB, { "sector_size", "4096" }, { "iter_time", "10" }, { "memory", "1M" })
 
 int main(int argc, char **argv)
 {
@@ -462,7 +469,7 @@ int main(int argc, char **argv)
                 CASE(vdi_dynamic), CASE(vdi_static), CASE(vdi_small_blocks), CASE(vdi_resized),
                 CASE(vhd_dynamic), CASE(vhd_fixed), CASE(vhd_small_blocks),
                 CASE(vmdk_sparse), CASE(vmdk_flat), CASE(vmdk_split), CASE(vmdk_split_flat), CASE(vmdk_zeroed), CASE(vmdk_backing), CASE(vmdk_backing_zeroed),
-                CASE(vhdx_dynamic), CASE(vhdx_fixed), CASE(vhdx_sectors),
+                CASE(vhdx_dynamic), CASE(vhdx_fixed), CASE(vhdx_sectors), CASE(luks_1), CASE(luks_2),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

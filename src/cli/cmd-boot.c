@@ -61,9 +61,11 @@ static int add_disk(void *into, const char *value, struct err *err)
                         disk.serial = field_value(field, "serial");
                 else if (field_value(field, "onerror"))
                         disk.on_error = field_value(field, "onerror");
+                else if (field_value(field, "secret"))
+                        disk.secret = field_value(field, "secret");
                 else
-                        return err_set(err, -EINVAL, "'%s' is none of ro, format=NAME, serial=TEXT, onerror=full|report|pause (a comma in a "
-                                       "file's name is written twice)", field);
+                        return err_set(err, -EINVAL, "'%s' is none of ro, format=NAME, serial=TEXT, onerror=full|report|pause, secret=SECRET (a comma "
+                                       "in a file's name is written twice)", field);
         }
         args->config.disk[args->config.disks++] = disk;
         return 0;
@@ -208,10 +210,10 @@ static const struct opt boot_options[] = {
         { "cpus", "N", "virtual processors", OPT_NUMBER, CONFIG(cpus), .fallback = "1", .min = 1, .max = VMM_CPUS_MAX },
         { "cpu", "MODEL", "processor model: max, x86-64-v1, x86-64-v2 or x86-64-v3", OPT_TEXT, CONFIG(cpu_model), .fallback = "max",
           .choices = cpu_models },
-        { "disk", "FILE[,ro][,format=F][,serial=S][,onerror=E]",
-          "a disk, /dev/vda and on; raw unless its suffix is .qcow2 or a format is named. E: full (a full host pauses the guest until there is "
-          "space; other errors are the guest's to see), report (all are), pause (all pause it)", OPT_CALL, .call = add_disk,
-          .repeated = true, .complete = OPT_COMPLETE_FILE },
+        { "disk", "FILE[,ro][,format=F][,serial=S][,onerror=E][,secret=P]",
+          "a disk, /dev/vda and on; raw unless its suffix or format= says another format. E: full (a full host pauses the guest until there is "
+          "space; other errors are the guest's to see), report (all are), pause (all pause it). P: where the passphrase of an encrypted disk is, "
+          "file:PATH, - (standard input) or keyring:NAME", OPT_CALL, .call = add_disk, .repeated = true, .complete = OPT_COMPLETE_FILE },
         { "net", "user[,forward=tcp:HOST:GUEST]...|none", "a network card; user is a network of its own with the host's connections", OPT_CALL,
           .call = add_net, .repeated = true, .fallback = "user", .choices = nets },
         { "share", "DIR[,tag=T][,ro]", "a directory shared with the guest, which mounts it with 'mount -t virtiofs share /mnt'", OPT_CALL,

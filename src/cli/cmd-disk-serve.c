@@ -27,7 +27,7 @@
 #define BACKLOG 128
 
 struct serve_args {
-        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse;
+        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse, *secret;
         const char *address[ADDRESSES_MAX];
         const char *bitmap[NBD_BITMAPS_MAX];
         unsigned addresses, connections, bitmaps;
@@ -78,6 +78,7 @@ static const struct opt serve_options[] = {
         { "pid-file", "FILE", "write the number of the process there when clients can come", OPT_TEXT, SERVE(pid_file), .complete = OPT_COMPLETE_FILE },
         { "json", NULL, "print JSON", OPT_FLAG, SERVE(json) },
         DISK_ALLOW_OPTION(struct serve_args),
+        DISK_SECRET_OPTION(struct serve_args),
         { 0 },
 };
 
@@ -495,6 +496,8 @@ static int check_args(const struct serve_args *args, struct err *err)
                 return err_set(err, -EINVAL, "where to? --nbd unix:PATH, --nbd tcp:HOST:PORT or --fuse FILE says it");
         if (stdio && args->addresses > 1)
                 return err_set(err, -EINVAL, "--nbd stdio goes with no other address");
+        if (stdio && args->secret && !strcmp(args->secret, "-"))
+                return err_set(err, -EINVAL, "--secret -: with --nbd stdio standard input is the client's");
         if (args->tls && args->tls_psk)
                 return err_set(err, -EINVAL, "--tls and --tls-psk: one of them");
         if (args->tls_anyone && !args->tls)
@@ -583,6 +586,7 @@ static int serve_work(struct disk_session *session, void *into, struct err *err)
 
         if (r == 0 && !serving.places)
                 r = err_nomem(err);
+        session->secret = args->secret;
         if (r == 0)
                 r = disk_open(session, args->path, args->format, flags, &serving.disk, err);
         if (r < 0) {

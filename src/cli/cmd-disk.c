@@ -25,7 +25,7 @@ const struct opt_command disk_table = {
         .group = true,
         .summary = "make, look at, check and copy disk images",
         .description = "Works on images by itself, while nobody else uses them: a lock on the file says so. The format of an image is the one named, "
-                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vhdx .vmdk); commands that only read look at the contents where that says nothing.",
+                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vhdx .vmdk .luks); commands that only read look at the contents where that says nothing.",
         .sections = disk_sections,
 };
 
@@ -57,7 +57,7 @@ void disk_close(struct disk_session *session, struct block *block)
 
 int disk_open(struct disk_session *session, const char *path, const char *format, unsigned flags, struct block **block, struct err *err)
 {
-        struct block_opening opening = { .loop = &session->loop, .path = path, .format = format, .flags = flags };
+        struct block_opening opening = { .loop = &session->loop, .path = path, .format = format, .flags = flags, .secret = session->secret };
 
         if (flags & BLOCK_OPEN_READONLY)
                 opening.flags |= BLOCK_OPEN_PROBE;
@@ -73,7 +73,7 @@ const char *disk_format_of(const struct block *block)
 
 struct create_args {
         struct disk_options options; /* first, for disk_option_add() */
-        const char *path, *format, *backing, *backing_format;
+        const char *path, *format, *backing, *backing_format, *secret;
         uint64_t size_bytes;
         bool overwrite, any_backing;
 };
@@ -108,13 +108,14 @@ void disk_options_finish(void *into)
 #define CREATE(field) offsetof(struct create_args, field)
 
 static const struct opt create_options[] = {
-        { "format", "FORMAT", "raw, qcow2, vdi, vhd, vhdx, vmdk; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
+        { "format", "FORMAT", "raw, qcow2, vdi, vhd, vhdx, vmdk, luks; without it, what the file name's suffix says", OPT_TEXT, CREATE(format) },
         { "backing", "FILE", "what is not written to the new disk reads as in this one, which must not change any more", OPT_TEXT, CREATE(backing),
           .complete = OPT_COMPLETE_FILE },
         { "backing-format", "FORMAT", "of that one", OPT_TEXT, CREATE(backing_format) },
         { "option", "KEY=VALUE", "an option of the format's own", OPT_CALL, .call = disk_option_add, .repeated = true, .letter = 'o' },
         { "overwrite", NULL, "replace a file that is there already", OPT_FLAG, CREATE(overwrite) },
         DISK_ALLOW_OPTION(struct create_args),
+        DISK_SECRET_OPTION(struct create_args),
         { 0 },
 };
 
@@ -163,12 +164,24 @@ static const struct opt_note vmdk_notes[] = {
         { 0 },
 };
 
+static const struct opt_note luks_notes[] = {
+        { "version=1|2", "of LUKS; default: 2" },
+        { "pbkdf=argon2id|pbkdf2", "how a passphrase becomes a key; of version 1 always pbkdf2" },
+        { "hash=sha256|sha512|sha1", "default: sha256" },
+        { "key_bits=256|512", "AES-128 or AES-256; default: 512" },
+        { "sector_size=512|4096", "of version 2, what is encrypted by itself; default: 512" },
+        { "iter_time=MS", "how long a passphrase may take to be tried, about; default: 2000" },
+        { "memory=SIZE", "that Argon2 takes meanwhile; default: 256M" },
+        { 0 },
+};
+
 static const struct opt_section create_sections[] = {
         { "Options of qcow2 (-o)", NULL, qcow2_notes },
         { "Options of vdi (-o)", NULL, vdi_notes },
         { "Options of vhd (-o)", NULL, vhd_notes },
         { "Options of vhdx (-o)", NULL, vhdx_notes },
         { "Options of vmdk (-o)", NULL, vmdk_notes },
+        { "Options of luks (-o); --secret is needed", NULL, luks_notes },
         { 0 },
 };
 
@@ -219,7 +232,7 @@ static void warn_of_space(const char *path, uint64_t size_bytes)
 static int create_work(struct disk_session *session, void *into, struct err *err)
 {
         struct create_args *args = into;
-        struct block_opening opening = { .loop = &session->loop, .path = args->path, .format = args->format };
+        struct block_opening opening = { .loop = &session->loop, .path = args->path, .format = args->format, .secret = args->secret };
         struct block_creation creation = { .backing = args->backing, .option = args->options.option, .options = args->options.count };
         int r = 0;
 
@@ -248,12 +261,13 @@ const struct cli_command cli_disk_create = {
 /* ---- info, check, map: one image ---- */
 
 struct image_args {
-        const char *path, *format;
+        const char *path, *format, *secret;
         bool json, any_backing, repair, leaks, quiet;
 };
 
 #define IMAGE(field) offsetof(struct image_args, field)
 #define FORMAT_OPTION { "format", "FORMAT", "of the image; without it, what suffix or contents say", OPT_TEXT, IMAGE(format) }
+#define SECRET_OPTION DISK_SECRET_OPTION(struct image_args)
 #define JSON_OPTION { "json", NULL, "print JSON", OPT_FLAG, IMAGE(json) }
 
 static const struct opt image_operands[] = {
@@ -261,7 +275,7 @@ static const struct opt image_operands[] = {
         { 0 },
 };
 
-static const struct opt info_options[] = { FORMAT_OPTION, JSON_OPTION, { 0 } };
+static const struct opt info_options[] = { FORMAT_OPTION, JSON_OPTION, SECRET_OPTION, { 0 } };
 
 const struct opt_command disk_info_table = {
         .name = "disk info",
@@ -306,8 +320,10 @@ static int info_work(struct disk_session *session, void *into, struct err *err)
         struct block *block;
         struct stat st;
         json_t *about;
-        int r = disk_open(session, args->path, args->format, BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_LOCK | BLOCK_OPEN_NO_BACKING, &block, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->path, args->format, BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_LOCK | BLOCK_OPEN_NO_BACKING, &block, err);
         if (r < 0)
                 return r;
         about = json_pack("{s:s, s:s, s:I}", "file", args->path, "format", disk_format_of(block), "size_bytes", (json_int_t)block->info.size_bytes);
@@ -343,6 +359,7 @@ const struct cli_command cli_disk_info = { .table = &disk_info_table, .args_size
 static const struct opt check_options[] = {
         FORMAT_OPTION,
         JSON_OPTION,
+        SECRET_OPTION,
         { "repair", NULL, "mend all that can be mended", OPT_FLAG, IMAGE(repair) },
         { "repair-leaks", NULL, "only give back lost space", OPT_FLAG, IMAGE(leaks) },
         { "quiet", NULL, "only the result", OPT_FLAG, IMAGE(quiet) },
@@ -409,9 +426,11 @@ static int check_work(struct disk_session *session, void *into, struct err *err)
         unsigned said = 0;
         struct block_check check = { .ctx = &said, .mend = args->repair ? BLOCK_MEND_ALL : args->leaks ? BLOCK_MEND_LEAKS : BLOCK_MEND_NOTHING, .say = args->quiet ? NULL : say };
         struct block *block;
-        int r = disk_open(session, args->path, args->format,
-                          BLOCK_OPEN_REPAIR | BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_PROBE | (check.mend ? 0 : BLOCK_OPEN_READONLY), &block, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->path, args->format,
+                          BLOCK_OPEN_REPAIR | BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_PROBE | (check.mend ? 0 : BLOCK_OPEN_READONLY), &block, err);
         if (r < 0)
                 return r;
         if (block->driver->check)
@@ -432,7 +451,7 @@ static int check_run(void *into)
 
 const struct cli_command cli_disk_check = { .table = &disk_check_table, .args_size = sizeof(struct image_args), .run = check_run };
 
-static const struct opt map_options[] = { FORMAT_OPTION, JSON_OPTION, DISK_ALLOW_OPTION(struct image_args), { 0 } };
+static const struct opt map_options[] = { FORMAT_OPTION, JSON_OPTION, SECRET_OPTION, DISK_ALLOW_OPTION(struct image_args), { 0 } };
 
 const struct opt_command disk_map_table = {
         .name = "disk map",
@@ -492,9 +511,11 @@ static int map_work(struct disk_session *session, void *into, struct err *err)
         struct image_args *args = into;
         struct block *block;
         json_t *list = NULL;
-        int r = disk_open(session, args->path, args->format, BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_LOCK | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0),
-                          &block, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->path, args->format, BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_LOCK | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0),
+                      &block, err);
         if (r < 0)
                 return r;
         if (args->json)
@@ -521,7 +542,7 @@ const struct cli_command cli_disk_map = { .table = &disk_map_table, .args_size =
 /* ---- resize, snapshot ---- */
 
 struct resize_args {
-        const char *path, *format;
+        const char *path, *format, *secret;
         uint64_t size_bytes;
         bool shrink;
 };
@@ -530,6 +551,7 @@ struct resize_args {
 
 static const struct opt resize_options[] = {
         { "format", "FORMAT", "of the image; without it, what its suffix says", OPT_TEXT, RESIZE(format) },
+        DISK_SECRET_OPTION(struct resize_args),
         { "shrink", NULL, "let the disk become smaller: what lies behind its new end is lost", OPT_FLAG, RESIZE(shrink) },
         { 0 },
 };
@@ -552,8 +574,10 @@ static int resize_work(struct disk_session *session, void *into, struct err *err
 {
         struct resize_args *args = into;
         struct block *block;
-        int r = disk_open(session, args->path, args->format, BLOCK_OPEN_ANY_BACKING, &block, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->path, args->format, BLOCK_OPEN_ANY_BACKING, &block, err);
         if (r < 0)
                 return r;
         if (args->size_bytes < block->info.size_bytes && !args->shrink)
@@ -679,7 +703,7 @@ const struct cli_command cli_disk_snapshot = { .table = &disk_snapshot_table, .a
 
 struct pair_args {
         struct disk_options options; /* first; of the new image */
-        const char *from_path, *to_path, *from_format, *to_format;
+        const char *from_path, *to_path, *from_format, *to_format, *secret, *to_secret;
         bool any_backing, overwrite, quiet, sync;
         int compression; /* index in compressions */
 };
@@ -697,6 +721,8 @@ static const struct opt convert_options[] = {
         { "sync", NULL, "end when the new image is on stable storage", OPT_FLAG, PAIR(sync) },
         { "quiet", NULL, "no progress", OPT_FLAG, PAIR(quiet) },
         DISK_ALLOW_OPTION(struct pair_args),
+        DISK_SECRET_OPTION(struct pair_args),
+        { "to-secret", "SECRET", "the same of the second one", OPT_TEXT, PAIR(to_secret) },
         { 0 },
 };
 
@@ -717,7 +743,8 @@ const struct opt_command disk_convert_table = {
 
 static int convert_into(struct disk_session *session, struct pair_args *args, struct block *from, struct err *err)
 {
-        struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format, .flags = BLOCK_OPEN_NO_URING };
+        struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format, .flags = BLOCK_OPEN_NO_URING,
+                                         .secret = args->to_secret };
         struct block_creation creation = { .size_bytes = from->info.size_bytes, .option = args->options.option, .options = args->options.count };
         struct block_copy copy = { .from = from, .size_bytes = from->info.size_bytes, .to_is_empty = true, .compress = args->compression };
         int r = 0;
@@ -738,6 +765,7 @@ static int convert_into(struct disk_session *session, struct pair_args *args, st
                 return r;
         r = block_open(&opening, &copy.to, err);
         if (r == 0) {
+                copy.to_is_empty = !copy.to->info.noise;
                 copy.unit_bytes = args->compression || copy.to->info.streamed ? copy.to->info.optimal_bytes : 0;
                 r = disk_copy_run(session, &copy, args->quiet, err);
                 if (r == 0)
@@ -753,9 +781,11 @@ static int convert_work(struct disk_session *session, void *into, struct err *er
 {
         struct pair_args *args = into;
         struct block *from;
-        int r = disk_open(session, args->from_path, args->from_format,
-                          BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_URING | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0), &from, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->from_path, args->from_format,
+                      BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_URING | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0), &from, err);
         if (r < 0)
                 return r;
         r = convert_into(session, args, from, err);
@@ -777,6 +807,8 @@ static const struct opt compare_options[] = {
         { "to", "FORMAT", "of the second one", OPT_TEXT, PAIR(to_format) },
         { "quiet", NULL, "no progress, and no words", OPT_FLAG, PAIR(quiet) },
         DISK_ALLOW_OPTION(struct pair_args),
+        DISK_SECRET_OPTION(struct pair_args),
+        { "to-secret", "SECRET", "the same of the second one", OPT_TEXT, PAIR(to_secret) },
         { 0 },
 };
 
@@ -804,10 +836,13 @@ static int compare_work(struct disk_session *session, void *into, struct err *er
         struct pair_args *args = into;
         struct block_copy copy = { .compare = true };
         unsigned flags = BLOCK_OPEN_READONLY | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0);
-        int r = disk_open(session, args->from_path, args->from_format, flags, &copy.from, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->from_path, args->from_format, flags, &copy.from, err);
         if (r < 0)
                 return r;
+        session->secret = args->to_secret;
         r = disk_open(session, args->to_path, args->to_format, flags, &copy.other, err);
         if (r == 0) {
                 copy.size_bytes = MAX(copy.from->info.size_bytes, copy.other->info.size_bytes);

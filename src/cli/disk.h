@@ -10,6 +10,7 @@
 struct disk_session {
         uv_loop_t loop;
         bool started;
+        const char *secret; /* of images that are encrypted; see block/secret.h */
 };
 
 /* Runs a command's work with a session; its error is told, and CLI_FAILED returned. */
@@ -39,6 +40,10 @@ struct disk_options {
 /* opt.call, and the command's finish. */
 int disk_option_add(void *into, const char *value, struct err *err);
 void disk_options_finish(void *into);
+
+#define DISK_SECRET_OPTION(type)                                                                                                       \
+        { "secret", "SECRET", "where the passphrase of an encrypted image is: file:PATH, - (standard input), keyring:NAME", OPT_TEXT,  \
+          offsetof(type, secret) }
 
 /* ---- disk-copy.c ---- */
 

@@ -118,6 +118,7 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         char id[32];
         const struct block_opening opening = {
                 .loop = machine->host.loop, .path = config->path, .format = config->format, .flags = config->readonly ? BLOCK_OPEN_READONLY : 0,
+                .secret = config->secret,
         };
         struct virtio_blk_config blk;
         int r = parse_on_error(config->on_error, &blk.on_error, err);

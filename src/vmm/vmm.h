@@ -38,6 +38,7 @@ struct vmm_disk {
         const char *format; /* "raw", "qcow2", …; NULL: found out from the file */
         const char *serial; /* what the guest reads as its serial number; NULL: the device's name */
         const char *on_error; /* "full" (NULL), "report", "pause": see virtio_blk_on_error */
+        const char *secret;   /* where the passphrase of an encrypted one is (block/secret.h); NULL: nobody said */
         bool readonly;
 };
 

@@ -102,6 +102,16 @@ void block_adopt(struct block *block, enum block_role role, struct block *child)
                 block_set_listener(child, child_batch, block);
 }
 
+struct block *block_detach(struct block *block, enum block_role role)
+{
+        struct block *child = block->child[role];
+
+        block->child[role] = NULL;
+        if (child && child->listener_ctx == block)
+                block_set_listener(child, NULL, NULL);
+        return child;
+}
+
 void block_kick(struct block *block)
 {
         if (block->driver->kick)
@@ -147,6 +157,7 @@ static void make_progress(struct block *block)
         some = block_wait_some(block);
         assert(some);
         (void)some;
+        block_reap(block); /* elsewhere in the tree, too: else one part of it that is busy all the time would be the only one waited for */
 }
 
 void block_drain(struct block *block)

@@ -200,6 +200,8 @@ struct block_driver {
         int (*reopen)(struct block *block, bool writable, struct err *err);
         /* The image names another backing file from now on (NULL: none), which is not opened. NULL: it cannot. */
         int (*set_backing)(struct block *block, const char *name, const char *format, struct err *err);
+        /* Its child of that role is another one, or none, as the core has just made it; nothing is in flight. NULL: it cannot. */
+        void (*backing_changed)(struct block *block);
         /* All of it is as in the backing file from now on. NULL: it cannot. */
         int (*make_empty)(struct block *block, struct err *err);
         /* Other options of an existing image; all of them or none. NULL: it has none that can change. */
@@ -337,6 +339,8 @@ int block_init(struct block *block, const struct block_driver *driver, const str
 void block_done(struct block *block);
 /* child belongs to block from now on; its batches are block's. */
 void block_adopt(struct block *block, enum block_role role, struct block *child);
+/* The child is the caller's; NULL: there is none. */
+struct block *block_detach(struct block *block, enum block_role role);
 /* A request is over. */
 void block_complete(struct block *block, struct block_request *req, int result);
 /* For drivers that have more below them than children: makes progress with a disk's requests; false: nothing is in flight. */

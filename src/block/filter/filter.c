@@ -78,6 +78,13 @@ int filter_refresh(struct block *block, struct err *err)
         return r;
 }
 
+void block_filter_remove(struct block *filter)
+{
+        for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
+                (void)block_detach(filter, n);
+        block_close(filter);
+}
+
 /* ---- by a text ---- */
 
 struct parsed {

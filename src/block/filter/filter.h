@@ -3,6 +3,9 @@
  *
  *      throttle   so many requests, so many bytes a second; several disks may share a group's limits
  *      fault      errors at chosen requests, for tests, ours and users'
+ *      copy-on-read   what was read from a backing file is in the image from then on
+ *      copy-before-write   keeps the state of a disk at one point in time
+ *      checksum   what was written is what is read, or an error
  *
  * A filter takes its child over when it was made; when that fails the child stays the caller's. All that a filter does not do itself (status,
  * size, resizing) is its child's.
@@ -10,6 +13,7 @@
 #pragma once
 
 #include "block/block.h"
+#include "block/filter/claim.h"
 
 /* ---- throttle.c ---- */
 
@@ -52,6 +56,37 @@ int block_fault_new(struct block *child, const struct block_fault *fault, unsign
 /* How many requests failed so far by a rule. */
 uint64_t block_fault_count(const struct block *block, unsigned rule);
 
+/* ---- copy-on-read.c ---- */
+
+/*
+ * on_read: what guests read is copied. Else only what block_copy_on_read_claim() is used for, which keeps the guest's writes away from a part of
+ * the disk meanwhile: read it through the filter's child, and write it back there.
+ */
+int block_copy_on_read_new(struct block *child, bool on_read, struct block **block, struct err *err) _must_check_;
+/* In a fiber. */
+void block_copy_on_read_claim(struct block *block, struct claim *claim, uint64_t offset_bytes, uint64_t size_bytes);
+void block_copy_on_read_release(struct block *block, struct claim *claim);
+
+/* ---- before-write.c ---- */
+
+/* Keeps the state of now: all of it, or what is set in `only`. Source and target are the filter's children then. */
+int block_before_write_new(struct block *source, struct block *target, bool target_is_empty, const struct block_bitmap *only, struct block **filter,
+                           struct err *err) _must_check_;
+/* The state as a disk that is read; closed before the filter is. */
+int block_before_write_view(struct block *filter, struct block **view, struct err *err) _must_check_;
+/* 0; or why the state is lost. */
+int block_before_write_error(struct block *filter);
+/* Bytes that the target does not have yet. */
+uint64_t block_before_write_left(struct block *filter);
+/*
+ * For a copy that goes through the disk, in a fiber: what is to be done at a place, up to most bytes of it; *skip: nothing for *size_bytes, and
+ * nothing is claimed. The release has what the claim said.
+ */
+int block_before_write_claim(struct block *filter, uint64_t at, uint64_t *size_bytes, uint64_t most, struct claim *claim, bool *skip, bool *zero) _must_check_;
+void block_before_write_release(struct block *filter, struct claim *claim, uint64_t at, uint64_t size_bytes, int result);
+/* Nothing is copied any more. */
+void block_before_write_give_up(struct block *filter, int error);
+
 /* ---- by a text ---- */
 
 /*
@@ -78,3 +113,5 @@ void filter_pass(struct block *block, struct block_request *guest, int result);
 int filter_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent);
 int filter_resize(struct block *block, uint64_t size_bytes, struct err *err);
 int filter_refresh(struct block *block, struct err *err);
+/* Frees a filter with nothing in flight, and gives its children back: they stay. */
+void block_filter_remove(struct block *filter);

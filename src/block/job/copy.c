@@ -13,6 +13,7 @@ struct piece {
         uint64_t at, size_bytes;
         bool skip, zero, other_zero;
         uint64_t number; /* whose turn */
+        void *claim;
 };
 
 static bool is_zero(const uint8_t *bytes, size_t size_bytes)
@@ -97,6 +98,24 @@ static int look(struct block_copy *c)
         return r;
 }
 
+/* As its claim says. */
+static int take_claimed(struct block_copy *c, struct piece *piece)
+{
+        enum block_copy_what what;
+        int r;
+
+        piece->size_bytes = c->size_bytes - c->next;
+        r = c->claim(c, c->next, &piece->size_bytes, &what, &piece->claim);
+        if (r < 0)
+                return r;
+        piece->skip = what == BLOCK_COPY_SKIP;
+        piece->zero = what == BLOCK_COPY_ZERO;
+        c->next += piece->size_bytes;
+        if (!piece->skip)
+                piece->number = c->taken++;
+        return 1;
+}
+
 /* 1: there is one; 0: no more. */
 static int take_piece(struct block_copy *c, struct piece *piece)
 {
@@ -106,6 +125,8 @@ static int take_piece(struct block_copy *c, struct piece *piece)
         *piece = (struct piece){ .at = c->next };
         if (c->next >= c->size_bytes || c->result < 0)
                 return c->result;
+        if (c->claim)
+                return take_claimed(c, piece);
         r = look(c);
         if (r < 0)
                 return r;
@@ -281,19 +302,16 @@ static int copy_piece(struct block_copy *c, const struct piece *piece, uint8_t *
 
 static int do_piece(struct block_copy *c, const struct piece *piece, uint8_t *bytes)
 {
-        void *lock = NULL;
-        int r = c->begin && !piece->skip ? c->begin(c, piece->at, piece->size_bytes, &lock) : 0;
-        bool begun = r == 0;
+        int r;
 
-        if (r == 0 && !piece->skip)
-                r = copy_piece(c, piece, bytes);
-        if (!piece->skip) {
-                wait_for_turn(c, piece); /* who wrote nothing passes it, too */
-                pass_turn(c, piece);
-        }
-        if (begun && c->end && !piece->skip)
-                c->end(c, lock, r);
-        return r == -EAGAIN && !begun ? 0 : r;
+        if (piece->skip)
+                return 0;
+        r = copy_piece(c, piece, bytes);
+        wait_for_turn(c, piece); /* who wrote nothing passes it, too */
+        pass_turn(c, piece);
+        if (c->release)
+                c->release(c, piece->claim, piece->at, piece->size_bytes, r);
+        return r;
 }
 
 static void timer_closed(uv_handle_t *handle)

@@ -24,9 +24,13 @@ struct block_copy {
         uint64_t unit_bytes;             /* pieces begin and end at multiples of it; 0: anywhere */
         /* What is at a place, and that it is so for *size_bytes (given: as far as anybody wants to know). NULL: what `from` says. In a fiber. */
         int (*look)(struct block_copy *copy, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what);
-        /* Around the reading and writing of a piece, in a fiber, where others use the disks. -EAGAIN of begin: the piece is passed over. NULL: nobody does. */
-        int (*begin)(struct block_copy *copy, uint64_t at, uint64_t size_bytes, void **lock);
-        void (*end)(struct block_copy *copy, void *lock, int result);
+        /*
+         * In look's place, where others write to the disks: called for each piece, one after the other in the order of the disk, in a fiber. It may
+         * wait until nobody else is at that place, and keeps others away until release: *claim is what that gets. *size_bytes is all that is left,
+         * to be made smaller: to piece_bytes at most, unless it is skipped (then there is no release).
+         */
+        int (*claim)(struct block_copy *copy, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what, void **claim);
+        void (*release)(struct block_copy *copy, void *claim, uint64_t at, uint64_t size_bytes, int result);
         /* From the loop, when all is over: 0, -ECANCELED, or the first error. The struct is the caller's again. */
         void (*done)(struct block_copy *copy, int result);
         void *ctx;

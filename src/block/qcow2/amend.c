@@ -39,6 +39,11 @@ int qcow2_set_backing(struct block *block, const char *name, const char *format,
         return 0;
 }
 
+void qcow2_backing_changed(struct block *block)
+{
+        to_qcow2(block)->backing = block->child[BLOCK_BACKING];
+}
+
 /* ---- emptying ---- */
 
 int qcow2_make_empty(struct block *block, struct err *err)

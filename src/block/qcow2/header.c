@@ -517,6 +517,7 @@ const struct block_driver block_qcow2 = {
         .keep_bitmap = qcow2_keep_bitmap,
         .reopen = qcow2_reopen,
         .set_backing = qcow2_set_backing,
+        .backing_changed = qcow2_backing_changed,
         .make_empty = qcow2_make_empty,
         .amend = qcow2_amend,
         .measure = qcow2_measure,

@@ -386,6 +386,7 @@ int qcow2_measure(const struct block_creation *creation, struct block *source, s
 /* ---- amend.c; blocking, nothing in flight ---- */
 
 int qcow2_set_backing(struct block *block, const char *name, const char *format, struct err *err);
+void qcow2_backing_changed(struct block *block);
 int qcow2_make_empty(struct block *block, struct err *err);
 int qcow2_amend(struct block *block, const struct block_option *option, unsigned options, struct err *err);
 int qcow2_reopen(struct block *block, bool writable, struct err *err);

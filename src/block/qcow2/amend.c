@@ -41,7 +41,10 @@ int qcow2_set_backing(struct block *block, const char *name, const char *format,
 
 void qcow2_backing_changed(struct block *block)
 {
-        to_qcow2(block)->backing = block->child[BLOCK_BACKING];
+        struct qcow2 *q = to_qcow2(block);
+
+        q->backing = block->child[BLOCK_BACKING];
+        free(steal_ptr(q->holder));
 }
 
 /* ---- emptying ---- */

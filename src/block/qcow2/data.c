@@ -146,6 +146,7 @@ static int send_part(struct qcow2 *q, struct block *to, struct block_request *gu
 
 void qcow2_data_done(struct qcow2 *q)
 {
+        free(q->holder);
         while (q->parts) {
                 struct qcow2_part *next = q->parts->next;
 
@@ -175,30 +176,61 @@ static struct qcow2 *of_request(struct block_request *guest)
 
 /*
  * The image of the chain that decides about a place, and for how many bytes; NULL: they are zeroes. Images between are passed over as far as
- * their tables are in memory, so that a long chain costs a look at each and no request.
+ * their tables are in memory: false, when they are not.
  */
-static struct block *find_holder(struct qcow2 *q, uint64_t at, uint64_t *size_bytes)
+static bool look_through(struct qcow2 *q, uint64_t at, uint64_t *size_bytes, struct block **holder)
 {
         struct block *node = q->backing;
 
         while (node && at < node->info.size_bytes) {
                 struct qcow2_run run;
-                int r;
 
                 *size_bytes = MIN(*size_bytes, node->info.size_bytes - at);
+                *holder = node;
                 if (node->driver != &block_qcow2)
-                        return node;
-                r = qcow2_map(to_qcow2(node), at, *size_bytes, false, &run);
-                if (r < 0)
-                        return node;
+                        return true;
+                if (qcow2_map(to_qcow2(node), at, *size_bytes, false, &run) < 0)
+                        return false;
                 *size_bytes = run.size_bytes;
-                if (run.kind == QCOW2_ZEROES)
-                        return NULL;
-                if (run.kind != QCOW2_ABSENT)
-                        return node;
-                node = to_qcow2(node)->backing;
+                if (run.kind == QCOW2_DATA || run.kind == QCOW2_PACKED)
+                        return true;
+                node = run.kind == QCOW2_ABSENT ? to_qcow2(node)->backing : NULL;
         }
-        return NULL;
+        *holder = NULL;
+        return true;
+}
+
+/*
+ * What was found is remembered, so that a long chain costs a look at each image once. Nobody writes to a backing file but what the images in
+ * front have there (commit); where a cluster is dropped, or the chain becomes another, what was remembered is forgotten (qcow2_drop_cluster(),
+ * qcow2_backing_changed()).
+ */
+static struct block *find_holder(struct qcow2 *q, uint64_t at, uint64_t *size_bytes)
+{
+        uint64_t from = align_down(at, QCOW2_HOLDER_BYTES), wide = QCOW2_HOLDER_BYTES;
+        struct qcow2_holder *known;
+        struct block *holder;
+
+        if (!q->holder && q->backing && q->backing->child[BLOCK_BACKING])
+                q->holder = calloc(QCOW2_HOLDERS, sizeof(*q->holder)); /* without memory it is slower */
+        if (!q->holder) {
+                (void)look_through(q, at, size_bytes, &holder);
+                return holder;
+        }
+        known = &q->holder[at / QCOW2_HOLDER_BYTES % QCOW2_HOLDERS];
+        if (at < known->from || at >= known->to) {
+                if (!look_through(q, from, &wide, &holder) || from + wide <= at) {
+                        from = at;
+                        wide = QCOW2_HOLDER_BYTES - at % QCOW2_HOLDER_BYTES;
+                        if (!look_through(q, at, &wide, &holder)) {
+                                *size_bytes = MIN(*size_bytes, wide);
+                                return holder;
+                        }
+                }
+                *known = (struct qcow2_holder){ from, from + wide, holder };
+        }
+        *size_bytes = MIN(*size_bytes, known->to - at);
+        return known->node;
 }
 
 /* Absent here. *size_bytes: how much of it was wanted, and was done. */
@@ -712,6 +744,7 @@ int qcow2_drop_cluster(struct qcow2 *q, uint64_t at)
 
         if (r < 0)
                 return r;
+        free(steal_ptr(q->holder));
         r = release_entry(q, be64(entry));
         if (r == 0) {
                 memset(entry, 0, q->l2_entry_bytes);

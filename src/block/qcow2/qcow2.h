@@ -127,6 +127,15 @@ struct qcow2_busy {
         struct fiber_queue waiting;
 };
 
+/* Which image of the chain has a part of one such piece of the disk; node NULL: none, it is zeroes. */
+#define QCOW2_HOLDER_BYTES UINT64_C(65536)
+#define QCOW2_HOLDERS 4096u
+
+struct qcow2_holder {
+        uint64_t from, to;
+        struct block *node;
+};
+
 struct qcow2_part;
 
 struct qcow2 {
@@ -166,6 +175,7 @@ struct qcow2 {
         struct fiber_queue direct_over;  /* for one of them to end */
         unsigned reads[2], epoch;        /* in flight from clusters, by the parity of the epoch in which they began */
         struct fiber_queue reads_over;   /* for an epoch's to end */
+        struct qcow2_holder *holder;     /* QCOW2_HOLDERS, by place; NULL: not used so far */
         bool opened;                     /* all of it is there */
         bool counts_wrong;               /* something failed half-way: the dirty bit stays until somebody counts */
         bool broken;                     /* tables are not what they should be: nothing is written any more */

@@ -34,6 +34,7 @@ struct file {
         struct file_io *io;
         int fd;
         bool no_flush, no_lock;
+        bool can_write; /* though it is read-only for now */
 };
 
 static struct file *to_file(struct block *block)
@@ -146,7 +147,11 @@ static int open_file(struct file *file, unsigned flags, struct err *err)
                 return err_set(err, -EINVAL, "disk %s is neither a file nor a block device", file->block.path);
         if (S_ISBLK(st.st_mode) && !readonly && !(flags & BLOCK_OPEN_NO_LOCK))
                 how |= O_EXCL;
-        file->fd = open(file->block.path, how);
+        file->can_write = readonly && flags & BLOCK_OPEN_COMMIT;
+        file->fd = file->can_write ? open(file->block.path, (how & ~O_ACCMODE) | O_RDWR) : -1;
+        file->can_write = file->fd >= 0;
+        if (file->fd < 0)
+                file->fd = open(file->block.path, how);
         if (file->fd < 0 && errno == EBUSY)
                 return err_set(err, -EBUSY, "disk %s is mounted or in use on the host", file->block.path);
         if (file->fd < 0)
@@ -294,9 +299,16 @@ static int file_reopen(struct block *block, bool writable, struct err *err)
 {
         struct file *file = to_file(block);
         struct stat now, before;
-        _cleanup_close_ int fd = open(block->path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+        _cleanup_close_ int fd = file->can_write ? -1 : open(block->path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
         int r;
 
+        if (file->can_write) {
+                r = file->no_lock ? 0 : lock_file(file->fd, block->path, !writable, err);
+                if (r < 0)
+                        return r;
+                block->info.readonly = !writable;
+                return read_geometry(file, err);
+        }
         if (fd < 0)
                 return err_errno(err, -errno, "cannot open disk %s%s", block->path, writable ? " for writing" : "");
         if (fstat(fd, &now) < 0 || fstat(file->fd, &before) < 0 || now.st_ino != before.st_ino || now.st_dev != before.st_dev)

@@ -101,6 +101,7 @@ struct block_extent {
 #define BLOCK_OPEN_NO_BACKING 16 /* the one image alone */
 #define BLOCK_OPEN_ANY_BACKING 32 /* backing files may be anywhere, not only where the image is */
 #define BLOCK_OPEN_REPAIR 64     /* as it is, also when it says that it is damaged */
+#define BLOCK_OPEN_COMMIT 256    /* backing files are opened so that block_reopen() needs nothing but their locks */
 #define BLOCK_OPEN_NO_FLUSH 128  /* nothing is waited for to be on stable storage: an image that is worth nothing before it is whole */
 
 struct block_opening {
@@ -252,6 +253,8 @@ void block_close(struct block *block);
  * Makes a new image. -EEXIST: there is something already, and it stays, unless overwrite is set. What fails leaves nothing behind.
  */
 int block_create(const struct block_opening *opening, const struct block_creation *creation, bool overwrite, struct err *err) _must_check_;
+/* Whether a name is that of a server's disk, which is there already. */
+bool block_is_remote(const char *path);
 /* The driver of that name; NULL. */
 const struct block_driver *block_driver_find(const char *name);
 

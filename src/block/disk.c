@@ -92,7 +92,7 @@ static void disk_submit(struct block *block, struct block_request *req)
 }
 
 /* One waits for tables to be read: the root stays until then. */
-static int disk_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)
+static int look(struct block *block, bool through, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)
 {
         struct disk *d = to_disk(block);
         int r;
@@ -102,9 +102,24 @@ static int disk_status(struct block *block, uint64_t offset_bytes, uint64_t size
         while (d->held && block_wait_some(block))
                 ;
         d->passed++;
-        r = filter_status(block, offset_bytes, size_bytes, extent);
+        if (through)
+                r = filter_status(block, offset_bytes, size_bytes, extent);
+        else
+                r = block_status(block->child[BLOCK_FILE], offset_bytes, size_bytes, extent);
         ended(d);
         return r;
+}
+
+static int disk_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)
+{
+        return look(block, true, offset_bytes, size_bytes, extent);
+}
+
+int block_disk_image_status(struct block *disk, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent)
+{
+        if (disk->driver != &block_disk_driver)
+                return block_status(disk, offset_bytes, size_bytes, extent);
+        return look(disk, false, offset_bytes, size_bytes, extent);
 }
 
 static int disk_resize(struct block *block, uint64_t size_bytes, struct err *err)

@@ -36,5 +36,8 @@ void block_disk_let_go(struct block *disk);
 /* Borrowed; NULL: nothing any more. */
 void block_disk_attach(struct block *disk, struct block *other);
 
+/* What its image itself says of a place (block_status()); of another node the same. */
+int block_disk_image_status(struct block *disk, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent) _must_check_;
+
 /* The job that runs on it; of job.c. */
 struct block_job **block_disk_job(struct block *disk);

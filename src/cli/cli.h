@@ -24,12 +24,14 @@ extern const struct opt_command boot_table, doctor_table, help_table, version_ta
 extern const struct opt_command disk_table, disk_create_table, disk_info_table, disk_check_table, disk_map_table, disk_convert_table,
         disk_compare_table, disk_resize_table, disk_snapshot_table, disk_bitmap_table,
         disk_commit_table, disk_rebase_table, disk_amend_table, disk_measure_table,
+        disk_stream_table, disk_mirror_table, disk_backup_table,
         disk_serve_table;
 
 extern const struct cli_command cli_boot;
 extern const struct cli_command cli_disk_create, cli_disk_info, cli_disk_check, cli_disk_map, cli_disk_convert, cli_disk_compare,
         cli_disk_resize, cli_disk_snapshot, cli_disk_bitmap,
         cli_disk_commit, cli_disk_rebase, cli_disk_amend, cli_disk_measure,
+        cli_disk_stream, cli_disk_mirror, cli_disk_backup,
         cli_disk_serve;
 extern const struct cli_command cli_doctor;
 extern const struct cli_command cli_help;

@@ -55,8 +55,12 @@ static int add_disk(void *into, const char *value, struct err *err)
         while ((field = field_next(&rest))) {
                 if (!strcmp(field, "ro"))
                         disk.readonly = true;
+                else if (!strcmp(field, "commit"))
+                        disk.commit = true;
                 else if (field_value(field, "format"))
                         disk.format = field_value(field, "format");
+                else if (field_value(field, "filter") && disk.filters < VMM_FILTERS_MAX)
+                        disk.filter[disk.filters++] = field_value(field, "filter");
                 else if (field_value(field, "serial"))
                         disk.serial = field_value(field, "serial");
                 else if (field_value(field, "onerror"))
@@ -64,7 +68,7 @@ static int add_disk(void *into, const char *value, struct err *err)
                 else if (field_value(field, "secret"))
                         disk.secret = field_value(field, "secret");
                 else
-                        return err_set(err, -EINVAL, "'%s' is none of ro, format=NAME, serial=TEXT, onerror=full|report|pause, secret=SECRET (a comma "
+                        return err_set(err, -EINVAL, "'%s' is none of ro, commit, filter=NAME, format=NAME, serial=TEXT, onerror=full|report|pause, secret=SECRET (a comma "
                                        "in a file's name is written twice)", field);
         }
         args->config.disk[args->config.disks++] = disk;
@@ -210,10 +214,12 @@ static const struct opt boot_options[] = {
         { "cpus", "N", "virtual processors", OPT_NUMBER, CONFIG(cpus), .fallback = "1", .min = 1, .max = VMM_CPUS_MAX },
         { "cpu", "MODEL", "processor model: max, x86-64-v1, x86-64-v2 or x86-64-v3", OPT_TEXT, CONFIG(cpu_model), .fallback = "max",
           .choices = cpu_models },
-        { "disk", "FILE[,ro][,format=F][,serial=S][,onerror=E][,secret=P]",
+        { "disk", "FILE[,ro][,commit][,filter=X][,format=F][,serial=S][,onerror=E][,secret=P]",
           "a disk, /dev/vda and on; raw unless its suffix or format= says another format. E: full (a full host pauses the guest until there is "
-          "space; other errors are the guest's to see), report (all are), pause (all pause it). P: where the passphrase of an encrypted disk is, "
+          "space; other errors are the guest's to see), report (all are), pause (all pause it). commit: jobs may write to its backing files. X: throttle, fault or copy-on-read, with their options, as filter=throttle:requests=500:bytes=20M. P: where the passphrase of an encrypted disk is, "
           "file:PATH, - (standard input) or keyring:NAME", OPT_CALL, .call = add_disk, .repeated = true, .complete = OPT_COMPLETE_FILE },
+        { "job-folder", "DIR", "where the monitor's jobs on disks (mirror, backup) may make and open images", OPT_TEXT, CONFIG(job_folder),
+          .complete = OPT_COMPLETE_DIRECTORY },
         { "net", "user[,forward=tcp:HOST:GUEST]...|none", "a network card; user is a network of its own with the host's connections", OPT_CALL,
           .call = add_net, .repeated = true, .fallback = "user", .choices = nets },
         { "share", "DIR[,tag=T][,ro]", "a directory shared with the guest, which mounts it with 'mount -t virtiofs share /mnt'", OPT_CALL,
@@ -239,7 +245,7 @@ static const struct opt boot_options[] = {
 
 static const struct opt_note keys[] = {
         { "Ctrl-A x", "end the machine at once" },
-        { "Ctrl-A c", "a small monitor: status, power button, balloon, pause, reset, quit" },
+        { "Ctrl-A c", "a small monitor: status, power button, balloon, disks and jobs on them, pause, reset, quit" },
         { "Ctrl-A h", "help" },
         { "Ctrl-A Ctrl-A", "a Ctrl-A for the guest" },
         { 0 },

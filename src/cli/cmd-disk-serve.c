@@ -16,7 +16,10 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "block/bitmap.h"
+#include "block/disk.h"
 #include "block/export/fuse.h"
+#include "block/filter/filter.h"
+#include "block/job/job.h"
 #include "block/nbd/server.h"
 #include "block/nbd/tls.h"
 #include "cli/disk.h"
@@ -27,10 +30,11 @@
 #define BACKLOG 128
 
 struct serve_args {
-        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse, *secret;
+        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse, *secret, *job;
+        const char *filter[BLOCK_FILTERS_MAX];
         const char *address[ADDRESSES_MAX];
         const char *bitmap[NBD_BITMAPS_MAX];
-        unsigned addresses, connections, bitmaps;
+        unsigned addresses, connections, bitmaps, filters;
         bool readonly, json, once, any_backing, tls_anyone;
 };
 
@@ -58,6 +62,16 @@ static int add_bitmap(void *into, const char *value, struct err *err)
         return 0;
 }
 
+static int add_filter(void *into, const char *value, struct err *err)
+{
+        struct serve_args *args = into;
+
+        if (args->filters == BLOCK_FILTERS_MAX)
+                return err_set(err, -E2BIG, "'%s' is one too many, at most %u", value, BLOCK_FILTERS_MAX);
+        args->filter[args->filters++] = value;
+        return 0;
+}
+
 static const struct opt serve_options[] = {
         { "nbd", "ADDRESS", "where NBD clients come in: unix:PATH, tcp:HOST:PORT, stdio, or systemd for sockets that are there already", OPT_CALL,
           .call = add_address, .repeated = true },
@@ -74,6 +88,10 @@ static const struct opt serve_options[] = {
         { "tls-psk", "FILE", "NBD only over TLS, with keys that clients know, too: lines USER:KEY, as psktool makes them", OPT_TEXT, SERVE(tls_psk),
           .complete = OPT_COMPLETE_FILE },
         { "connections", "N", "so many NBD clients at a time; more have to wait", OPT_NUMBER, SERVE(connections), .fallback = "16", .min = 1, .max = 1000 },
+        { "filter", "NAME[:KEY=VALUE]...", "put a filter in front of the image: throttle, fault, copy-on-read", OPT_CALL,
+          .call = add_filter, .repeated = true },
+        { "job", "WORDS", "begin a job on the disk when clients can come: 'stream', 'commit', 'mirror FILE pivot', 'backup FILE bitmap=NAME', …",
+          OPT_TEXT, SERVE(job) },
         { "once", NULL, "end when the last client has left", OPT_FLAG, SERVE(once) },
         { "pid-file", "FILE", "write the number of the process there when clients can come", OPT_TEXT, SERVE(pid_file), .complete = OPT_COMPLETE_FILE },
         { "json", NULL, "print JSON", OPT_FLAG, SERVE(json) },
@@ -123,7 +141,7 @@ static void serve_prepare(void *into)
 struct serving {
         const struct serve_args *args;
         struct disk_session *session;
-        struct block *disk;
+        struct block *disk, *handle; /* with filters in front, and without */
         struct nbd_tls *tls;
         struct nbd_server *server;
         uv_signal_t signal[SIGNALS];
@@ -518,13 +536,28 @@ static int find_bitmaps(struct serving *serving, struct err *err)
         const struct serve_args *args = serving->args;
 
         for (; serving->bitmaps < args->bitmaps; serving->bitmaps++) {
-                int r = block_bitmap_get(serving->disk, args->bitmap[serving->bitmaps], true, &serving->bitmap[serving->bitmaps], err);
+                int r = block_bitmap_get(block_disk_image(serving->handle), args->bitmap[serving->bitmaps], true, &serving->bitmap[serving->bitmaps], err);
 
                 if (r < 0)
                         return r;
                 serving->bitmap[serving->bitmaps]->users++;
         }
         return 0;
+}
+
+static void job_over(struct block_job *job, void *ctx, int result, const struct err *why)
+{
+        if (result < 0)
+                log_error("%s", why->text);
+        else
+                log_info("%s of disk %s: done", block_job_name(job->config.kind), job->disk->path);
+}
+
+static int start_job(struct serving *serving, struct err *err)
+{
+        struct block_job_config config = { .disk = serving->handle, .done = job_over };
+
+        return serving->args->job ? block_job_start_text(&config, serving->args->job, NULL, err) : 0;
 }
 
 static int serve(struct serving *serving, struct err *err)
@@ -551,11 +584,14 @@ static int serve(struct serving *serving, struct err *err)
         if (r == 0 && args->fuse)
                 r = open_fuse(serving, err);
         if (r == 0)
+                r = start_job(serving, err);
+        if (r == 0)
                 r = be_ready(serving, err);
         if (r < 0)
                 stop(serving);
         while (!serving->stopped || (serving->fuse && !serving->fuse_ended))
                 uv_run(&serving->session->loop, UV_RUN_DEFAULT);
+        block_job_end(serving->handle, &serving->session->loop);
         return r;
 }
 
@@ -577,18 +613,38 @@ static void close_all(struct serving *serving)
         nbd_tls_free(serving->tls);
 }
 
+/* The image, a node that jobs may put others behind, and filters. */
+static int open_image(struct serving *serving, struct err *err)
+{
+        const struct serve_args *args = serving->args;
+        unsigned flags = (args->readonly ? BLOCK_OPEN_READONLY : 0) | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0);
+        struct block *image;
+        int r = disk_open(serving->session, args->path, args->format, flags, &image, err);
+
+        if (r < 0)
+                return r;
+        r = block_disk_new(image, &serving->handle, err);
+        if (r < 0) {
+                disk_close(serving->session, image);
+                return r;
+        }
+        r = block_filters_new(serving->handle, args->filter, args->filters, &serving->disk, err);
+        if (r < 0)
+                disk_close(serving->session, serving->handle);
+        return r;
+}
+
 static int serve_work(struct disk_session *session, void *into, struct err *err)
 {
         struct serve_args *args = into;
         struct serving serving = { .args = args, .session = session, .places = json_array() };
-        unsigned flags = (args->readonly ? BLOCK_OPEN_READONLY : 0) | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0);
         int r = check_args(args, err);
 
         if (r == 0 && !serving.places)
                 r = err_nomem(err);
         session->secret = args->secret;
         if (r == 0)
-                r = disk_open(session, args->path, args->format, flags, &serving.disk, err);
+                r = open_image(&serving, err);
         if (r < 0) {
                 json_decref(serving.places);
                 return r;

@@ -11,6 +11,7 @@
 static const struct cli_command *const commands[] = {
         &cli_boot, &cli_disk_create, &cli_disk_info, &cli_disk_check, &cli_disk_map, &cli_disk_convert, &cli_disk_compare,
         &cli_disk_resize, &cli_disk_snapshot, &cli_disk_bitmap, &cli_disk_commit, &cli_disk_rebase, &cli_disk_amend, &cli_disk_measure,
+        &cli_disk_stream, &cli_disk_mirror, &cli_disk_backup,
         &cli_disk_serve,
         &cli_doctor, &cli_help, &cli_version, &cli_completion,
 };

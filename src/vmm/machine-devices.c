@@ -7,6 +7,8 @@
 
 #include "base/log.h"
 #include "block/block.h"
+#include "block/disk.h"
+#include "block/filter/filter.h"
 #include "device/ioapic.h"
 #include "device/pic.h"
 #include "device/virtio-balloon.h"
@@ -110,6 +112,29 @@ static int parse_on_error(const char *name, enum virtio_blk_on_error *on_error, 
         return err_set(err, -EINVAL, "onerror=%s: it can be full, report or pause", name);
 }
 
+/* The image, a node that jobs may put others behind, and the disk's filters. */
+static int open_disk(struct machine *machine, const struct block_opening *opening, const struct vmm_disk *config, struct err *err)
+{
+        struct block *image, *handle, *disk;
+        int r = block_open(opening, &image, err);
+
+        if (r < 0)
+                return r;
+        r = block_disk_new(image, &handle, err);
+        if (r < 0) {
+                block_close(image);
+                return r;
+        }
+        r = block_filters_new(handle, config->filter, config->filters, &disk, err);
+        if (r < 0) {
+                block_close(handle);
+                return r;
+        }
+        machine->handle[machine->disks] = handle;
+        machine->disk[machine->disks++] = disk;
+        return 0;
+}
+
 static int make_disk(struct machine *machine, unsigned index, struct err *err)
 {
         const struct vmm_disk *config = &machine->config.disk[index];
@@ -117,17 +142,17 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         struct block *disk;
         char id[32];
         const struct block_opening opening = {
-                .loop = machine->host.loop, .path = config->path, .format = config->format, .flags = config->readonly ? BLOCK_OPEN_READONLY : 0,
+                .loop = machine->host.loop, .path = config->path, .format = config->format, .flags = (config->readonly ? BLOCK_OPEN_READONLY : 0) | (config->commit ? BLOCK_OPEN_COMMIT : 0),
                 .secret = config->secret,
         };
         struct virtio_blk_config blk;
         int r = parse_on_error(config->on_error, &blk.on_error, err);
 
         if (r == 0)
-                r = block_open(&opening, &disk, err);
+                r = open_disk(machine, &opening, config, err);
         if (r < 0)
                 return r;
-        machine->disk[machine->disks++] = disk;
+        disk = machine->disk[index];
         blk.serial = config->serial;
         blk.queues = MIN(machine->config.cpus, DISK_QUEUES_MAX);
         snprintf(id, sizeof(id), "virtio-blk%u", index);
@@ -226,7 +251,9 @@ int machine_make_devices(struct machine *machine, const int net_fd[VMM_NETS_MAX]
         machine->host.power = request_power;
         machine->host.doorbell = ring_doorbell;
         machine->host.ctx = machine;
-        r = make_board(machine, err);
+        r = machine_jobs_init(machine, err);
+        if (r >= 0)
+                r = make_board(machine, err);
         for (unsigned i = 0; r >= 0 && i < machine->config.disks; i++)
                 r = make_disk(machine, i, err);
         for (; r >= 0 && nets < machine->config.nets; nets++)
@@ -264,6 +291,7 @@ void machine_free_devices(struct machine *machine)
 
                 dev->ops->free(dev);
         }
+        machine_jobs_done(machine);
         while (machine->disks)
                 close_disk(machine->disk[--machine->disks]);
         if (machine->board)

@@ -43,8 +43,10 @@ struct machine {
         struct device *device[MACHINE_PCI_MAX];
         struct device *console, *balloon;
         unsigned disks;
-        struct block *disk[VMM_DISKS_MAX];
+        struct block *disk[VMM_DISKS_MAX]; /* with its filters in front */
+        struct block *handle[VMM_DISKS_MAX]; /* block/disk.h: for jobs */
         struct device *blk[VMM_DISKS_MAX];
+        int job_folder; /* machine-jobs.c; -1: none */
         unsigned shares;
         struct virtio *share[VMM_SHARES_MAX];
         struct virtio *vsock; /* NULL: none */
@@ -71,6 +73,10 @@ struct machine {
 /* machine-devices.c: the board, the accelerator and all devices; what was made is freed by machine_free_devices(). */
 int machine_make_devices(struct machine *machine, const int net_fd[VMM_NETS_MAX], struct err *err) _must_check_;
 void machine_free_devices(struct machine *machine);
+
+/* machine-jobs.c */
+int machine_jobs_init(struct machine *machine, struct err *err) _must_check_;
+void machine_jobs_done(struct machine *machine);
 
 /* machine-stall.c: pauses while a device waits for the host. machine_stall_free() comes before the loop's last round. */
 int machine_stall_init(struct machine *machine, struct err *err) _must_check_;

@@ -496,7 +496,7 @@ int machine_new(const struct vmm_config *config, const struct accel_ops *ops, uv
         machine->config = *config;
         machine->to = *host;
         machine->ops = ops;
-        machine->mem.fd = -1;
+        machine->mem.fd = machine->job_folder = -1;
         machine->input.kernel.fd = machine->input.initrd.fd = -1;
         machine->pauses = 1;
         pthread_mutex_init(&machine->lock, NULL);
@@ -567,6 +567,8 @@ unsigned machine_directories(struct machine *machine, struct sandbox_directory *
                         .path = machine->config.vsock_path,
                         .fd = virtio_vsock_directory(machine->vsock),
                 };
+        if (machine->job_folder >= 0 && count < max)
+                directories[count++] = (struct sandbox_directory){ .path = machine->config.job_folder, .fd = machine->job_folder };
         return count;
 }
 

@@ -60,10 +60,20 @@ void machine_resume(struct machine *machine);
 /* As after power-on, with kernel and initrd loaded again from their files. When that fails no processor runs any more. */
 int machine_reset(struct machine *machine, struct err *err) _must_check_;
 void machine_power_button(struct machine *machine);
-/* Asks the guest to give target_bytes of its memory back; 0: none. -EINVAL when it has less. */
 /* The disk of that number is larger from now on, and the guest is told; it does not become smaller. */
 int machine_disk_grow(struct machine *machine, unsigned index, uint64_t size_bytes, struct err *err) _must_check_;
+/* Asks the guest to give target_bytes of its memory back; 0: none. -EINVAL when it has less. */
 int machine_balloon(struct machine *machine, uint64_t target_bytes, struct err *err) _must_check_;
+
+/*
+ * "N stream", "N backup FILE bitmap=daily", … begins a job on a disk (block/job/job.h); "N pause", "N resume", "N cancel", "N complete", "N pivot",
+ * "N speed SIZE" change it. How it ended is said in the log.
+ */
+int machine_job(struct machine *machine, const char *text, struct err *err) _must_check_;
+/* Lines about those that run. */
+void machine_jobs(struct machine *machine, char *text, size_t size_bytes);
+/* Cancels them, and runs the loop until they are over. */
+void machine_end_jobs(struct machine *machine);
 
 /*
  * The machine's state as records: "machine" (what it is made of), "board", each device on the PCI bus, each vCPU. Memory's

@@ -15,6 +15,7 @@ static const struct {
         { "power", MONITOR_POWER_BUTTON },
         { "balloon", MONITOR_BALLOON, true },
         { "disk", MONITOR_DISK, true },
+        { "job", MONITOR_JOB, true },
         { "reset", MONITOR_RESET },
         { "pause", MONITOR_PAUSE },
         { "resume", MONITOR_RESUME },
@@ -30,6 +31,9 @@ const char *monitor_help(void)
                "power   press the power button\n"
                "balloon SIZE  ask the guest to give so much of its memory back (512M, 2G; 0: none)\n"
                "disk N SIZE  make a disk larger (disk 0 20G: the first one)\n"
+               "job     what runs on disks; job N WORDS begins one on disk N: stream, commit, commit pivot,\n"
+               "        mirror FILE [pivot|follow], backup FILE [bitmap=NAME]; with speed=SIZE, format=FORMAT;\n"
+               "        job N pause, resume, cancel, complete, pivot, speed SIZE\n"
                "reset   reset the machine\n"
                "pause   stop the machine where it is\n"
                "resume  let it go on\n"

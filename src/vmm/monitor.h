@@ -16,6 +16,7 @@ enum monitor_command {
         MONITOR_POWER_BUTTON,
         MONITOR_BALLOON,
         MONITOR_DISK,
+        MONITOR_JOB,
         MONITOR_RESET,
         MONITOR_PAUSE,
         MONITOR_RESUME,

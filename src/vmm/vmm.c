@@ -24,7 +24,7 @@
 #include "vmm/machine.h"
 #include "vmm/monitor.h"
 
-#define PATHS_MAX (VMM_SHARES_MAX + 1)
+#define PATHS_MAX (VMM_SHARES_MAX + 2)
 
 static const int watched_signals[] = { SIGTERM, SIGINT, SIGHUP, SIGCONT };
 
@@ -167,6 +167,20 @@ static void monitor_disk(struct vmm *vmm)
         console_print(vmm->console, "\n");
 }
 
+static void monitor_job(struct vmm *vmm)
+{
+        struct err err = ERR_INIT;
+        char text[2048];
+
+        if (!*vmm->monitor.argument) {
+                machine_jobs(vmm->machine, text, sizeof(text));
+                console_print(vmm->console, *text ? text : "no job runs\n");
+        } else if (machine_job(vmm->machine, vmm->monitor.argument, &err) < 0) {
+                console_print(vmm->console, err.text);
+                console_print(vmm->console, "\n");
+        }
+}
+
 static void monitor_run(struct vmm *vmm, enum monitor_command command)
 {
         struct err err = ERR_INIT;
@@ -186,6 +200,9 @@ static void monitor_run(struct vmm *vmm, enum monitor_command command)
                 break;
         case MONITOR_DISK:
                 monitor_disk(vmm);
+                break;
+        case MONITOR_JOB:
+                monitor_job(vmm);
                 break;
         case MONITOR_RESET:
                 if (machine_reset(vmm->machine, &err) < 0) {
@@ -439,6 +456,8 @@ static void clean_up(struct vmm *vmm)
                 return;
         if (vmm->machine && vmm->config->cpu_stats)
                 say_cpu_stats(vmm);
+        if (vmm->machine)
+                machine_end_jobs(vmm->machine);
         machine_free(vmm->machine);
         vmm->machine = NULL;
         console_free(vmm->console);

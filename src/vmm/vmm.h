@@ -33,12 +33,17 @@ enum vmm_exit {
         VMM_EXIT_TRIPLE_FAULT = 4, /* registers and code bytes were printed */
 };
 
+#define VMM_FILTERS_MAX 8u
+
 struct vmm_disk {
         const char *path;
         const char *format; /* "raw", "qcow2", …; NULL: found out from the file */
         const char *serial; /* what the guest reads as its serial number; NULL: the device's name */
         const char *on_error; /* "full" (NULL), "report", "pause": see virtio_blk_on_error */
         const char *secret;   /* where the passphrase of an encrypted one is (block/secret.h); NULL: nobody said */
+        const char *filter[VMM_FILTERS_MAX]; /* block/filter/filter.h */
+        unsigned filters;
+        bool commit;          /* its backing files can be written to, when a job wants to */
         bool readonly;
 };
 
@@ -68,6 +73,7 @@ struct vmm_config {
         const char *serial_path; /* of FILE and UNIX */
         bool no_reboot;
         bool no_sandbox;        /* --sandbox off */
+        const char *job_folder; /* where jobs on disks may make and open images; NULL: nowhere, in the sandbox */
         const char *vsock_path; /* host unix socket of the guest's vsock; NULL: no such device */
         uint32_t vsock_cid;     /* 0: 3 */
         unsigned disks, nets, shares;

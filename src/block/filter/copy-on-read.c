@@ -11,6 +11,7 @@
 #include <errno.h>
 
 #include "base/iov.h"
+#include "block/disk.h"
 #include "block/filter/filter.h"
 
 #define UNIT_MAX (UINT32_C(2) << 20)
@@ -100,7 +101,7 @@ static int keep(struct copy_on_read *f, uint64_t at, uint64_t size_bytes, const 
         while (done < size_bytes) {
                 struct block_extent here, all;
                 uint64_t some;
-                int r = block_status(child, at + done, size_bytes - done, &here);
+                int r = block_disk_image_status(child, at + done, size_bytes - done, &here);
 
                 if (r == 0)
                         r = block_status_through(child, at + done, MIN(here.size_bytes, size_bytes - done), &all);
@@ -121,7 +122,7 @@ static int all_here(struct copy_on_read *f, uint64_t at, uint64_t size_bytes, bo
         *here = true;
         while (size_bytes && *here) {
                 struct block_extent extent;
-                int r = block_status(child_of(f), at, size_bytes, &extent);
+                int r = block_disk_image_status(child_of(f), at, size_bytes, &extent);
 
                 if (r < 0)
                         return r;
@@ -179,7 +180,7 @@ static void copy_on_read_submit(struct block *block, struct block_request *req)
 {
         struct copy_on_read *f = to_copy_on_read(block);
 
-        if (req->op == BLOCK_FLUSH || !req->size_bytes || (req->op == BLOCK_READ && (!f->on_read || !child_of(f)->child[BLOCK_BACKING]))) {
+        if (req->op == BLOCK_FLUSH || !req->size_bytes || (req->op == BLOCK_READ && (!f->on_read || !block_disk_image(child_of(f))->child[BLOCK_BACKING]))) {
                 filter_pass(block, req, 0);
                 return;
         }

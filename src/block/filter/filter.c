@@ -167,7 +167,7 @@ static int take_all(struct parsed *parsed, bool throttle, char *text, struct err
 {
         char *save = NULL;
 
-        for (char *item = strtok_r(text, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+        for (char *item = strtok_r(text, ",:", &save); item; item = strtok_r(NULL, ",:", &save)) {
                 char *value = strchr(item, '=');
 
                 if (!value || value == item || !value[1])
@@ -179,29 +179,55 @@ static int take_all(struct parsed *parsed, bool throttle, char *text, struct err
         return 0;
 }
 
+static int new_throttle(struct block *child, const struct parsed *parsed, struct block **block, struct err *err)
+{
+        struct block_throttle_group *group;
+        int r = block_throttle_group_new(child->loop, &parsed->limits, &group, err);
+
+        if (r < 0)
+                return r;
+        r = block_throttle_new(child, group, block, err);
+        block_throttle_group_unref(group);
+        return r;
+}
+
 int block_filter_new(struct block *child, const char *text, struct block **block, struct err *err)
 {
         struct parsed parsed = { .fault = { .error = -EIO } };
         _cleanup_free_ char *copy = strdup(text);
         char *colon = copy ? strchr(copy, ':') : NULL;
-        struct block_throttle_group *group;
         bool throttle;
         int r;
 
         if (!copy)
                 return err_nomem(err);
+        if (!strcmp(copy, "copy-on-read"))
+                return block_copy_on_read_new(child, true, block, err);
         if (colon)
                 *colon = '\0';
         throttle = strcmp(copy, "throttle") == 0;
         if (!throttle && strcmp(copy, "fault"))
-                return err_set(err, -EINVAL, "no filter '%s'; there are: throttle, fault", copy);
+                return err_set(err, -EINVAL, "no filter '%s'; there are: throttle, fault, copy-on-read", text);
         r = colon ? take_all(&parsed, throttle, colon + 1, err) : 0;
-        if (r < 0 || !throttle)
-                return r < 0 ? r : block_fault_new(child, &parsed.fault, 1, block, err);
-        r = block_throttle_group_new(child->loop, &parsed.limits, &group, err);
         if (r < 0)
                 return r;
-        r = block_throttle_new(child, group, block, err);
-        block_throttle_group_unref(group);
+        return throttle ? new_throttle(child, &parsed, block, err) : block_fault_new(child, &parsed.fault, 1, block, err);
+}
+
+int block_filters_new(struct block *child, const char *const *text, unsigned count, struct block **block, struct err *err)
+{
+        struct block *top = child;
+        int r = 0;
+
+        for (unsigned n = 0; n < count && r == 0; n++)
+                r = block_filter_new(top, text[n], &top, err);
+        while (r < 0 && top != child) {
+                struct block *behind = top->child[BLOCK_FILE];
+
+                block_filter_remove(top);
+                top = behind;
+        }
+        if (r == 0)
+                *block = top;
         return r;
 }

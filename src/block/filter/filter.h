@@ -90,10 +90,14 @@ void block_before_write_give_up(struct block *filter, int error);
 /* ---- by a text ---- */
 
 /*
- * "throttle:requests=100,bytes=10M,burst-bytes=20M" or "fault:op=write,errno=EIO,after=5,times=1,chance=1000": a filter in front of child.
+ * "throttle:requests=100,bytes=10M,burst-bytes=20M", "fault:op=write,errno=EIO,after=5,times=1,chance=1000", "copy-on-read": a filter in front of
+ * child. Colons will do for commas.
  * -EINVAL says what is wrong with it.
  */
 int block_filter_new(struct block *child, const char *text, struct block **block, struct err *err) _must_check_;
+#define BLOCK_FILTERS_MAX 8u
+/* Several, the first one nearest to the child, in one another's front. When it fails there are none. */
+int block_filters_new(struct block *child, const char *const *text, unsigned count, struct block **block, struct err *err) _must_check_;
 
 /* ---- what filters share: filter.c ---- */
 

@@ -42,6 +42,7 @@ static void freed(uv_handle_t *handle)
                 err_errno(&job->why, job->result, "%s of disk %s", job->ops->name, job->disk->path);
         if (job->config.done)
                 job->config.done(job, job->config.ctx, job->result, job->result < 0 ? &job->why : NULL);
+        free(job->base_name);
         free(job);
 }
 
@@ -103,8 +104,10 @@ int block_job_start(const struct block_job_config *config, struct block_job **jo
         j->ops = ops;
         j->config = *config;
         j->disk = config->disk;
-        r = ops->begin(j, err);
+        j->base_name = config->base_name ? strdup(config->base_name) : NULL;
+        r = config->base_name && !j->base_name ? err_nomem(err) : ops->begin(j, err);
         if (r < 0) {
+                free(j->base_name);
                 free(j);
                 return r;
         }

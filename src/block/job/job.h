@@ -67,6 +67,27 @@ const char *block_job_name(enum block_job_kind kind);
 /* Runs the loop until the disk has no job any more, which is cancelled. */
 void block_job_end(struct block *disk, uv_loop_t *loop);
 
+/* ---- text.c ---- */
+
+/*
+ * A job by words: "stream [BASE]", "commit [BASE] [pivot]", "mirror TARGET [pivot|follow] [existing] [resume]",
+ * "backup TARGET [bitmap=NAME] [backing=FILE] [existing]", with speed=SIZE (a second) and format=FORMAT (of the target). The target is made, unless
+ * `existing` or `resume` says that it is there, or its name is that of a server's. What was made is taken away when the job cannot start.
+ * kind, target and the like of *config are set; the rest is the caller's.
+ */
+struct block_job_words {
+        const char *name;              /* BASE, TARGET */
+        const char *format, *bitmap, *backing;
+        bool pivot, follow, existing, resume;
+        uint64_t speed;
+        unsigned flags;                /* BLOCK_OPEN_: of the target */
+};
+
+/* The same when the words were taken apart; config->kind is the caller's. */
+int block_job_start_words(struct block_job_config *config, const struct block_job_words *words, struct block_job **job, struct err *err) _must_check_;
+int block_job_start_text(struct block_job_config *config, const char *text, struct block_job **job, struct err *err) _must_check_;
+extern const char block_job_text_help[];
+
 /* ---- what jobs are made of ---- */
 
 struct block_job_ops {
@@ -91,6 +112,7 @@ struct block_job {
         uv_timer_t timer;
         bool paused, cancelled, complete;
         bool again;                 /* what is copied now was counted before */
+        char *base_name;            /* its own copy of config.base_name */
         uint64_t done_bytes, total_bytes; /* of copies that are over; of all */
         int result;
         struct err why;

@@ -147,7 +147,7 @@ static int cut_chain(struct stream *s)
                 last = last->child[BLOCK_BACKING];
         if (last == image)
                 return 0; /* it is there already */
-        r = image->driver->set_backing(image, base ? job->config.base_name : NULL, base ? job->config.base_format : NULL, &job->why);
+        r = image->driver->set_backing(image, base ? job->base_name : NULL, base ? job->config.base_format : NULL, &job->why);
         if (r < 0)
                 return r;
         s->old = block_detach(image, BLOCK_BACKING);

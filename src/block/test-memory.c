@@ -102,7 +102,7 @@ static void memory_submit(struct block *block, struct block_request *req)
 {
         struct memory_file *m = to_memory(block);
 
-        if (req->op == BLOCK_READ && req->offset_bytes < m->hold_to && req->offset_bytes + req->size_bytes > m->hold_from) {
+        if (req->op == m->hold_op && req->offset_bytes < m->hold_to && req->offset_bytes + req->size_bytes > m->hold_from) {
                 req->next = m->held;
                 m->held = req;
                 return;

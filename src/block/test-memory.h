@@ -28,6 +28,7 @@ struct memory_file {
         int fail_error;          /* -errno */
         bool failed;
         uint64_t hold_from, hold_to;         /* reads that touch these bytes wait for memory_let_go() */
+        enum block_op hold_op;               /* or others */
         struct block_request *held;
 };
 

@@ -229,27 +229,44 @@ void qcow2_pack_return(struct qcow2 *q)
         q->pack_at = q->pack_end = 0;
 }
 
-/*
- * A place for bytes. The cluster in which the last ones end is counted once more; when its count has no room for that, the place is behind it.
- */
-static int place(struct qcow2 *q, size_t size_bytes, uint64_t *offset)
+void qcow2_pack_leave(struct qcow2 *q, uint64_t cluster)
 {
-        uint64_t inside = q->pack_at & (q->cluster_bytes - 1);
-        int r = 0;
+        if (q->pack_at & (q->cluster_bytes - 1) && q->pack_at >> q->header.cluster_bits == cluster)
+                q->pack_at = align_up(q->pack_at, q->cluster_bytes);
+}
 
-        if (inside) {
-                uint64_t count;
+/* Counts the cluster in which the last ones end once more; when that has no room, or is not ours any more, the place is behind it. */
+static int count_shared(struct qcow2 *q, uint64_t at)
+{
+        uint64_t cluster = at >> q->header.cluster_bits, count;
+        int r;
 
-                r = qcow2_refcount(q, q->pack_at >> q->header.cluster_bits, &count);
-                if (r == 0 && count == q->refcount_max) {
-                        q->pack_at += q->cluster_bytes - inside;
-                        inside = 0;
-                }
+        if (!(at & (q->cluster_bytes - 1)))
+                return 0;
+        r = qcow2_refcount(q, cluster, &count);
+        if (r == 0 && (count == q->refcount_max || !count)) {
+                qcow2_pack_leave(q, cluster);
+                return -EAGAIN;
         }
         if (r == 0)
+                r = qcow2_refcount_add(q, cluster, 1, 1);
+        if (r == 0 && q->pack_at != at) { /* left while we waited */
+                r = qcow2_refcount_add(q, cluster, 1, -1);
+                return r < 0 ? r : -EAGAIN;
+        }
+        return r;
+}
+
+/* A place for bytes. */
+static int place(struct qcow2 *q, size_t size_bytes, uint64_t *offset)
+{
+        int r;
+
+        do {
                 r = make_room(q, size_bytes);
-        if (r == 0 && q->pack_at & (q->cluster_bytes - 1))
-                r = qcow2_refcount_add(q, q->pack_at >> q->header.cluster_bits, 1, 1);
+                if (r == 0)
+                        r = count_shared(q, q->pack_at);
+        } while (r == -EAGAIN);
         if (r < 0)
                 return r;
         *offset = q->pack_at;

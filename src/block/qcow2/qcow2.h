@@ -381,6 +381,8 @@ void qcow2_forget_unpacked(struct qcow2 *q);
 int qcow2_write_packed(struct qcow2 *q, struct block_request *guest) _must_check_;
 /* Clusters that were taken for packed ones and hold none. */
 void qcow2_pack_return(struct qcow2 *q);
+/* Nothing more goes into that cluster. */
+void qcow2_pack_leave(struct qcow2 *q, uint64_t cluster);
 /* Where its bytes are in the file. */
 void qcow2_packed_place(const struct qcow2 *q, uint64_t entry, uint64_t *offset, uint64_t *size_bytes);
 

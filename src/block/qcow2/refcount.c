@@ -516,28 +516,34 @@ int qcow2_release(struct qcow2 *q, uint64_t cluster, uint64_t count)
         return append(&q->pending, cluster, count, false);
 }
 
+/*
+ * One less names the cluster. When that was the last, its space is given back to the host before anybody can take it: a discard that is on its way
+ * would wipe out what is written next. Compressed clusters that come go elsewhere.
+ */
+static int give_back(struct qcow2 *q, uint64_t cluster)
+{
+        uint64_t offset = cluster << q->header.cluster_bits, count;
+        int r = qcow2_refcount(q, cluster, &count);
+
+        if (r == 0 && count == 1) {
+                int hint;
+
+                qcow2_pack_leave(q, cluster);
+                qcow2_cache_forget(q, offset, q->cluster_bytes);
+                hint = block_do(q->file, BLOCK_DISCARD, 0, offset, q->cluster_bytes, NULL, 0);
+                (void)hint;
+        }
+        return r == 0 ? qcow2_refcount_add(q, cluster, 1, -1) : r;
+}
+
 int qcow2_release_now(struct qcow2 *q, struct qcow2_extent *list)
 {
         int r = 0;
 
         qcow2_forget_unpacked(q); /* a read that ended meanwhile may have kept one of these */
-        for (struct qcow2_extent *e = list; e && r == 0; e = e->next) {
-                for (uint64_t n = 0; n < e->count && r == 0; n++) {
-                        uint64_t count;
-
-                        r = qcow2_refcount_add(q, e->first + n, 1, -1);
-                        if (r == 0)
-                                r = qcow2_refcount(q, e->first + n, &count);
-                        if (r == 0 && !count) {
-                                uint64_t offset = (e->first + n) << q->header.cluster_bits;
-                                int hint;
-
-                                qcow2_cache_forget(q, offset, q->cluster_bytes);
-                                hint = block_do(q->file, BLOCK_DISCARD, 0, offset, q->cluster_bytes, NULL, 0);
-                                (void)hint;
-                        }
-                }
-        }
+        for (struct qcow2_extent *e = list; e && r == 0; e = e->next)
+                for (uint64_t n = 0; n < e->count && r == 0; n++)
+                        r = give_back(q, e->first + n);
         free_list(list);
         return r;
 }

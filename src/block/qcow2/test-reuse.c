@@ -1,6 +1,6 @@
 /*
  * A read in flight never sees a cluster that was given back meanwhile and holds something else: the read is held in the file below, while its
- * cluster is discarded, flushed, and others want clusters.
+ * cluster is discarded, flushed, and others want clusters. Nor does a discard in flight wipe out what came after.
  */
 #include "base/test.h"
 
@@ -130,10 +130,38 @@ static void a_compressed_one(void **state)
         taken_away(*state, 0, true);
 }
 
+/* The file below takes its time to discard: nobody has the cluster before it is done. */
+static void a_slow_discard(void **state)
+{
+        static struct op flush, other[OTHERS];
+        struct fixture *f = *state;
+        struct block_extent extent;
+
+        assert_int_equal(block_write(f->disk, 0, f->a, CLUSTER), 0);
+        assert_int_equal(block_flush(f->disk), 0);
+        assert_int_equal(block_status(f->disk, 0, CLUSTER, &extent), 0);
+        f->file->hold_op = BLOCK_DISCARD;
+        f->file->hold_from = extent.host_bytes;
+        f->file->hold_to = extent.host_bytes + CLUSTER;
+        assert_int_equal(block_do(f->disk, BLOCK_WRITE_ZEROES, BLOCK_F_UNMAP, 0, CLUSTER, NULL, 0), 0);
+        begin(f, &flush, BLOCK_FLUSH, 0, 0, NULL);
+        assert_false(flush.done);
+        for (unsigned n = 0; n < OTHERS; n++)
+                begin(f, &other[n], BLOCK_WRITE, (uint64_t)(n + 1) * CLUSTER, CLUSTER, f->b);
+        memory_let_go(f->file);
+        block_drain(f->disk);
+        assert_true(flush.done && flush.result == 0);
+        for (unsigned n = 0; n < OTHERS; n++) {
+                assert_true(other[n].done && other[n].result == 0);
+                assert_int_equal(block_read(f->disk, (uint64_t)(n + 1) * CLUSTER, f->seen, CLUSTER), 0);
+                assert_memory_equal(f->seen, f->b, CLUSTER);
+        }
+}
+
 int main(void)
 {
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        const struct CMUnitTest tests[] = { CASE(by_a_discard), CASE(by_zeroes), CASE(a_compressed_one) };
+        const struct CMUnitTest tests[] = { CASE(by_a_discard), CASE(by_zeroes), CASE(a_compressed_one), CASE(a_slow_discard) };
 
         log_init("test-reuse", LOG_ERROR);
         return cmocka_run_group_tests(tests, NULL, NULL);

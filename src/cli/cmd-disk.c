@@ -735,11 +735,38 @@ static const struct opt pair_operands[] = {
 const struct opt_command disk_convert_table = {
         .name = "disk convert",
         .summary = "copy an image into another format",
-        .description = "Makes a new image with all that the source reads as, its backing files included. Zeroes take no space. When it fails, or is "
+        .description = "Makes a new image with all that the source reads as, its backing files included, or writes it to a server's disk (nbd://…), which is long "
+                       "enough and there already. Zeroes take no space. When it fails, or is "
                        "ended, the new image is taken away again. The host writes it to its own disk when it likes, unless --sync is given.",
         .options = convert_options,
         .operands = pair_operands,
 };
+
+/* A server's disk is there already: all of it is written, zeroes as well, and it is never taken away. */
+static int convert_to_server(struct disk_session *session, struct pair_args *args, struct block *from, struct err *err)
+{
+        struct block_opening opening = { .loop = &session->loop, .path = args->to_path, .format = args->to_format, .flags = BLOCK_OPEN_NO_URING,
+                                         .secret = args->to_secret };
+        struct block_copy copy = { .from = from, .size_bytes = from->info.size_bytes };
+        int r;
+
+        if (args->options.count || args->compression || args->overwrite)
+                return err_set(err, -EINVAL, "disk %s is a server's: no options, --compress or --overwrite, which are for images that are made", args->to_path);
+        r = block_open(&opening, &copy.to, err);
+        if (r < 0)
+                return r;
+        if (copy.to->info.size_bytes < copy.size_bytes)
+                r = err_set(err, -ENOSPC, "disk %s has %" PRIu64 " bytes, %s %" PRIu64, args->to_path, copy.to->info.size_bytes, args->from_path,
+                            copy.size_bytes);
+        if (r == 0)
+                r = disk_copy_run(session, &copy, args->quiet, err);
+        if (r == 0)
+                r = block_finish(copy.to, err);
+        if (r == 0 && block_flush(copy.to) < 0)
+                r = err_set(err, -EIO, "disk %s: the last of it could not be written", args->to_path);
+        disk_close(session, copy.to);
+        return r < 0 ? err_wrap(err, r, "disk %s into %s", args->from_path, args->to_path) : 0;
+}
 
 static int convert_into(struct disk_session *session, struct pair_args *args, struct block *from, struct err *err)
 {
@@ -788,7 +815,7 @@ static int convert_work(struct disk_session *session, void *into, struct err *er
                       BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_URING | (args->any_backing ? BLOCK_OPEN_ANY_BACKING : 0), &from, err);
         if (r < 0)
                 return r;
-        r = convert_into(session, args, from, err);
+        r = (block_is_remote(args->to_path) ? convert_to_server : convert_into)(session, args, from, err);
         disk_close(session, from);
         return r;
 }

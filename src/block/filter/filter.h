@@ -5,7 +5,6 @@
  *      fault      errors at chosen requests, for tests, ours and users'
  *      copy-on-read   what was read from a backing file is in the image from then on
  *      copy-before-write   keeps the state of a disk at one point in time
- *      checksum   what was written is what is read, or an error
  *
  * A filter takes its child over when it was made; when that fails the child stays the caller's. All that a filter does not do itself (status,
  * size, resizing) is its child's.

@@ -171,7 +171,7 @@ static int open_target(struct block_job_config *config, const struct block_job_w
                 return r;
         if (w->backing && config->target->info.optimal_bytes > 65536)
                 r = err_set(err, -EINVAL, "disk %s has clusters too large for that", w->name);
-        config->target_is_empty = !there && !w->backing;
+        config->target_is_empty = !there && !w->backing && !config->target->info.noise;
         config->resume = w->resume;
         return r;
 }

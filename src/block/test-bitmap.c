@@ -3,7 +3,6 @@
 
 #include <errno.h>
 
-#include "base/fiber.h"
 #include "block/bitmap.h"
 #include "block/test-memory.h"
 
@@ -11,8 +10,7 @@
 #define BITS_MAX 120000
 
 struct fixture {
-        uv_loop_t loop;
-        struct memory_file *file;
+        struct memory_disk on;
         uint64_t seed;
 };
 
@@ -26,9 +24,7 @@ static int setup(void **state)
 {
         struct fixture *f = calloc(1, sizeof(*f));
 
-        assert_int_equal(uv_loop_init(&f->loop), 0);
-        f->file = memory_file_new(&f->loop, NULL, 0);
-        assert_int_equal(block_resize(&f->file->block, DISK_BYTES, NULL), 0);
+        memory_disk_begin(&f->on, DISK_BYTES);
         *state = f;
         return 0;
 }
@@ -37,9 +33,7 @@ static int teardown(void **state)
 {
         struct fixture *f = *state;
 
-        block_close(&f->file->block);
-        uv_run(&f->loop, UV_RUN_DEFAULT);
-        assert_int_equal(uv_loop_close(&f->loop), 0);
+        memory_disk_end(&f->on);
         free(f);
         return 0;
 }
@@ -76,7 +70,7 @@ static void as_an_array(void **state)
         uint8_t *bytes;
 
         f->seed = 5;
-        assert_int_equal(block_bitmap_add(&f->file->block, "one", 512, &b, NULL), 0);
+        assert_int_equal(block_bitmap_add(&f->on.file->block, "one", 512, &b, NULL), 0);
         for (unsigned n = 0; n < 300; n++) {
                 uint64_t from = random_of(f, b->size_bytes), size = MIN(1 + random_of(f, random_of(f, 3) ? 100000 : 30000000), b->size_bytes - from);
                 uint64_t bits = block_bitmap_bits(b);
@@ -93,7 +87,7 @@ static void as_an_array(void **state)
                 if (n % 30 == 29) {
                         uint64_t to = (DISK_BYTES / 2 + random_of(f, DISK_BYTES / 3)) / 512 * 512;
 
-                        assert_int_equal(block_resize(&f->file->block, to, NULL), 0);
+                        assert_int_equal(block_resize(&f->on.file->block, to, NULL), 0);
                         for (uint64_t k = to / 512; k < BITS_MAX; k++)
                                 model[k] = false;
                 }
@@ -102,7 +96,7 @@ static void as_an_array(void **state)
         }
         bytes = malloc(block_bitmap_bits(b) / 8 + 1);
         block_bitmap_to_bytes(b, 0, block_bitmap_bits(b), bytes);
-        assert_int_equal(block_bitmap_add(&f->file->block, "two", 512, &other, NULL), 0);
+        assert_int_equal(block_bitmap_add(&f->on.file->block, "two", 512, &other, NULL), 0);
         block_bitmap_from_bytes(other, 0, block_bitmap_bits(b), bytes);
         compare(other, model);
         free(bytes);
@@ -111,7 +105,7 @@ static void as_an_array(void **state)
 static void what_writes_leave(void **state)
 {
         struct fixture *f = *state;
-        struct block *disk = &f->file->block;
+        struct block *disk = &f->on.file->block;
         struct block_bitmap *fine, *coarse, *off;
         uint64_t offset, size_bytes;
         uint8_t bytes[3000] = { 1 };
@@ -130,8 +124,8 @@ static void what_writes_leave(void **state)
         assert_int_equal(coarse->dirty, 3);
         assert_int_equal(block_flush(disk), 0);
         assert_int_equal(block_read(disk, 4 << 20, bytes, 3000), 0);
-        f->file->fail_after = 0;
-        f->file->fail_error = -EIO;
+        f->on.file->fail_after = 0;
+        f->on.file->fail_error = -EIO;
         assert_int_equal(block_write(disk, 8 << 20, bytes, 3000), -EIO);
         assert_true(block_bitmap_next(fine, 2 << 20, &offset, &size_bytes));
         assert_int_equal(offset, 8 << 20);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include "base/fiber.h"
 #include "base/iov.h"
 
 static struct memory_file *to_memory(struct block *block)
@@ -163,6 +164,25 @@ struct memory_file *memory_file_new(uv_loop_t *loop, const uint8_t *bytes, uint6
                 .zeroes_bytes = 1u << 30, .grows = true,
         };
         return m;
+}
+
+void memory_disk_begin(struct memory_disk *d, uint64_t size_bytes)
+{
+        if (uv_loop_init(&d->loop) < 0)
+                abort();
+        d->file = memory_file_new(&d->loop, NULL, 0);
+        if (block_resize(&d->file->block, size_bytes, NULL) < 0)
+                abort();
+}
+
+void memory_disk_end(struct memory_disk *d)
+{
+        memory_let_go(d->file);
+        block_close(d->disk ? d->disk : &d->file->block);
+        uv_run(&d->loop, UV_RUN_DEFAULT);
+        if (uv_loop_close(&d->loop) < 0)
+                abort(); /* a handle was left open */
+        fiber_thread_done();
 }
 
 void memory_log_done(struct memory_log *log)

@@ -32,6 +32,16 @@ struct memory_file {
         struct block_request *held;
 };
 
+/* A file in memory, and what a test opens on it, with their loop. */
+struct memory_disk {
+        uv_loop_t loop;
+        struct memory_file *file;
+        struct block *disk; /* owns the file; NULL: nothing does */
+};
+
+void memory_disk_begin(struct memory_disk *d, uint64_t size_bytes);
+void memory_disk_end(struct memory_disk *d);
+
 /* Takes a copy of bytes. */
 struct memory_file *memory_file_new(uv_loop_t *loop, const uint8_t *bytes, uint64_t size_bytes);
 void memory_let_go(struct memory_file *m);

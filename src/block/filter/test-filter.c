@@ -3,7 +3,6 @@
 
 #include <errno.h>
 
-#include "base/fiber.h"
 #include "block/bitmap.h"
 #include "block/filter/filter.h"
 #include "block/test-memory.h"
@@ -18,8 +17,7 @@ struct op {
 };
 
 struct fixture {
-        uv_loop_t loop;
-        struct block *file, *disk;
+        struct memory_disk on;
         uint8_t bytes[1 << 20];
         unsigned ended;
         struct op op[64];
@@ -29,9 +27,7 @@ static int setup(void **state)
 {
         struct fixture *f = calloc(1, sizeof(*f));
 
-        assert_int_equal(uv_loop_init(&f->loop), 0);
-        f->file = &memory_file_new(&f->loop, NULL, 0)->block;
-        assert_int_equal(block_resize(f->file, DISK_BYTES, NULL), 0);
+        memory_disk_begin(&f->on, DISK_BYTES);
         *state = f;
         return 0;
 }
@@ -40,10 +36,7 @@ static int teardown(void **state)
 {
         struct fixture *f = *state;
 
-        block_close(f->disk ? f->disk : f->file);
-        uv_run(&f->loop, UV_RUN_DEFAULT);
-        assert_int_equal(uv_loop_close(&f->loop), 0);
-        fiber_thread_done();
+        memory_disk_end(&f->on);
         free(f);
         return 0;
 }
@@ -71,7 +64,7 @@ static double run_until(struct fixture *f, unsigned ended)
         uint64_t start = uv_hrtime();
 
         while (f->ended < ended)
-                uv_run(&f->loop, UV_RUN_ONCE);
+                uv_run(&f->on.loop, UV_RUN_ONCE);
         return (double)(uv_hrtime() - start) / 1e9;
 }
 
@@ -79,9 +72,9 @@ static void filtered(struct fixture *f, const char *text)
 {
         struct err err = ERR_INIT;
 
-        if (block_filter_new(f->file, text, &f->disk, &err) < 0)
+        if (block_filter_new(&f->on.file->block, text, &f->on.disk, &err) < 0)
                 fail_msg("%s", err.text);
-        assert_int_equal(f->disk->info.size_bytes, DISK_BYTES);
+        assert_int_equal(f->on.disk->info.size_bytes, DISK_BYTES);
 }
 
 static void so_many_requests(void **state)
@@ -91,7 +84,7 @@ static void so_many_requests(void **state)
 
         filtered(f, "throttle:requests=100,burst-requests=5");
         for (unsigned n = 0; n < 25; n++)
-                begin(f, f->disk, n, n % 2 ? BLOCK_READ : BLOCK_WRITE, 512);
+                begin(f, f->on.disk, n, n % 2 ? BLOCK_READ : BLOCK_WRITE, 512);
         seconds = run_until(f, 5); /* at once */
         assert_true(seconds < 0.1);
         seconds += run_until(f, 25);
@@ -105,9 +98,9 @@ static void so_many_bytes(void **state)
 
         filtered(f, "throttle:written-bytes=1M,burst-written-bytes=64K");
         for (unsigned n = 0; n < 5; n++)
-                begin(f, f->disk, n, BLOCK_WRITE, 65536);
+                begin(f, f->on.disk, n, BLOCK_WRITE, 65536);
         for (unsigned n = 5; n < 10; n++) /* behind them, though not limited */
-                begin(f, f->disk, n, BLOCK_READ, 65536);
+                begin(f, f->on.disk, n, BLOCK_READ, 65536);
         seconds = run_until(f, 10);
         assert_true(seconds > 0.23);
         for (unsigned n = 0; n < 10; n++)
@@ -119,30 +112,30 @@ static void larger_than_a_burst(void **state)
         struct fixture *f = *state;
 
         filtered(f, "throttle:bytes=4M,burst-bytes=4K");
-        begin(f, f->disk, 0, BLOCK_WRITE, 1 << 20);
+        begin(f, f->on.disk, 0, BLOCK_WRITE, 1 << 20);
         assert_true(run_until(f, 1) < 0.2);
-        begin(f, f->disk, 1, BLOCK_WRITE, 4096);
+        begin(f, f->on.disk, 1, BLOCK_WRITE, 4096);
         assert_true(run_until(f, 2) > 0.2);
 }
 
 static void a_group(void **state)
 {
         struct fixture *f = *state;
-        struct block *other_file = &memory_file_new(&f->loop, NULL, 0)->block, *other;
+        struct block *other_file = &memory_file_new(&f->on.loop, NULL, 0)->block, *other;
         struct block_limits limits = { .requests = { .a_second = 100, .burst = 2 } };
         struct block_throttle_group *group;
         double seconds;
 
         assert_int_equal(block_resize(other_file, DISK_BYTES, NULL), 0);
-        assert_int_equal(block_throttle_group_new(&f->loop, &limits, &group, NULL), 0);
-        assert_int_equal(block_throttle_new(f->file, group, &f->disk, NULL), 0);
+        assert_int_equal(block_throttle_group_new(&f->on.loop, &limits, &group, NULL), 0);
+        assert_int_equal(block_throttle_new(&f->on.file->block, group, &f->on.disk, NULL), 0);
         assert_int_equal(block_throttle_new(other_file, group, &other, NULL), 0);
         for (unsigned n = 0; n < 22; n++)
-                begin(f, n % 2 ? other : f->disk, n, BLOCK_WRITE, 512);
+                begin(f, n % 2 ? other : f->on.disk, n, BLOCK_WRITE, 512);
         seconds = run_until(f, 22);
         assert_true(seconds > 0.18);
         for (unsigned n = 22; n < 62; n++)
-                begin(f, n % 2 ? other : f->disk, n, BLOCK_WRITE, 512);
+                begin(f, n % 2 ? other : f->on.disk, n, BLOCK_WRITE, 512);
         block_close(other); /* what waits goes on */
         limits.requests.a_second = 0;
         block_throttle_group_set(group, &limits);
@@ -162,23 +155,23 @@ static void faults(void **state)
         uint8_t seen[512];
         unsigned failed = 0;
 
-        assert_int_equal(block_fault_new(f->file, rules, ARRAY_SIZE(rules), &f->disk, NULL), 0);
-        assert_int_equal(block_flush(f->disk), 0);
-        assert_int_equal(block_flush(f->disk), -ENOSPC);
-        assert_int_equal(block_flush(f->disk), -ENOSPC);
-        assert_int_equal(block_flush(f->disk), 0);
+        assert_int_equal(block_fault_new(&f->on.file->block, rules, ARRAY_SIZE(rules), &f->on.disk, NULL), 0);
+        assert_int_equal(block_flush(f->on.disk), 0);
+        assert_int_equal(block_flush(f->on.disk), -ENOSPC);
+        assert_int_equal(block_flush(f->on.disk), -ENOSPC);
+        assert_int_equal(block_flush(f->on.disk), 0);
         f->bytes[0] = 5;
-        assert_int_equal(block_write(f->disk, 0, f->bytes, 4096), 0);
-        assert_int_equal(block_write(f->disk, 0, f->bytes, 4097), -EIO);
-        assert_int_equal(block_write(f->disk, 8192, f->bytes, 512), 0);
-        assert_int_equal(block_write(f->disk, 1 << 20, f->bytes, 512), -ETIMEDOUT);
-        assert_int_equal(block_read(f->file, 1 << 20, seen, 512), 0);
+        assert_int_equal(block_write(f->on.disk, 0, f->bytes, 4096), 0);
+        assert_int_equal(block_write(f->on.disk, 0, f->bytes, 4097), -EIO);
+        assert_int_equal(block_write(f->on.disk, 8192, f->bytes, 512), 0);
+        assert_int_equal(block_write(f->on.disk, 1 << 20, f->bytes, 512), -ETIMEDOUT);
+        assert_int_equal(block_read(&f->on.file->block, 1 << 20, seen, 512), 0);
         assert_int_equal(seen[0], 5);
         for (unsigned n = 0; n < 200; n++)
-                failed += block_read(f->disk, 0, seen, 512) == -EIO;
+                failed += block_read(f->on.disk, 0, seen, 512) == -EIO;
         assert_in_range(failed, 60, 140);
-        assert_int_equal(block_fault_count(f->disk, 3), failed);
-        assert_int_equal(block_fault_count(f->disk, 0), 2);
+        assert_int_equal(block_fault_count(f->on.disk, 3), failed);
+        assert_int_equal(block_fault_count(f->on.disk, 0), 2);
 }
 
 static void by_a_text(void **state)
@@ -189,11 +182,11 @@ static void by_a_text(void **state)
         struct err err = ERR_INIT;
 
         for (unsigned n = 0; n < ARRAY_SIZE(wrong); n++)
-                assert_int_equal(block_filter_new(f->file, wrong[n], &f->disk, &err), -EINVAL);
+                assert_int_equal(block_filter_new(&f->on.file->block, wrong[n], &f->on.disk, &err), -EINVAL);
         filtered(f, "fault:op=write,op=flush,errno=ENOSPC,after=1");
-        assert_int_equal(block_write(f->disk, 0, f->bytes, 512), 0);
-        assert_int_equal(block_flush(f->disk), -ENOSPC);
-        assert_int_equal(block_read(f->disk, 0, f->bytes, 512), 0);
+        assert_int_equal(block_write(f->on.disk, 0, f->bytes, 512), 0);
+        assert_int_equal(block_flush(f->on.disk), -ENOSPC);
+        assert_int_equal(block_read(f->on.disk, 0, f->bytes, 512), 0);
 }
 
 int main(void)

@@ -8,9 +8,8 @@
 #include <stdio.h>
 #include <sys/resource.h>
 
-#include "base/fiber.h"
 #include "base/log.h"
-#include "block/block.h"
+#include "block/test-requests.h"
 
 #define IMAGES 100
 #define DISK_BYTES (UINT64_C(16) << 20)
@@ -26,83 +25,49 @@ struct op {
 };
 
 struct fixture {
-        uv_loop_t loop;
-        char dir[64];
-        uint8_t *model, *seen;
-        struct block *disk;
-        uint64_t seed;
+        struct model_disk m;
         unsigned left, under_way;
         struct op op[DEPTH];
 };
-
-static uint64_t random_of(struct fixture *f, uint64_t below)
-{
-        f->seed = f->seed * UINT64_C(6364136223846793005) + 1442695040888963407;
-        return (f->seed >> 20) % below;
-}
 
 static int setup(void **state)
 {
         struct fixture *f = calloc(1, sizeof(*f));
 
-        assert_int_equal(uv_loop_init(&f->loop), 0);
-        snprintf(f->dir, sizeof(f->dir), "/tmp/virta-chain-XXXXXX");
-        assert_non_null(mkdtemp(f->dir));
+        model_begin(&f->m, "chain", false);
         *state = f;
         return 0;
-}
-
-static void path_of(const struct fixture *f, unsigned n, char path[128])
-{
-        snprintf(path, 128, "%s/%u.qcow2", f->dir, n);
 }
 
 static int teardown(void **state)
 {
         struct fixture *f = *state;
-        char path[128];
 
-        block_close(f->disk);
-        uv_run(&f->loop, UV_RUN_DEFAULT);
-        assert_int_equal(uv_loop_close(&f->loop), 0);
-        fiber_thread_done();
-        for (unsigned n = 0; n < IMAGES + 1; n++) {
-                path_of(f, n, path);
-                unlink(path);
-        }
-        rmdir(f->dir);
-        free(f->model);
-        free(f->seen);
+        model_end(&f->m);
         free(f);
         return 0;
 }
 
+static void path_of(const struct fixture *f, unsigned n, char path[128])
+{
+        snprintf(path, 128, "%s/%u.qcow2", f->m.dir, n);
+}
+
 static void open_image(struct fixture *f, unsigned n, unsigned flags)
 {
-        struct block_opening opening = { .loop = &f->loop, .flags = flags | BLOCK_OPEN_NO_FLUSH | BLOCK_OPEN_NO_URING };
+        struct block_opening opening = { .loop = &f->m.loop, .flags = flags | BLOCK_OPEN_NO_FLUSH | BLOCK_OPEN_NO_URING };
         struct err err = ERR_INIT;
         char path[128];
 
         path_of(f, n, path);
         opening.path = path;
-        if (block_open(&opening, &f->disk, &err) < 0)
+        if (block_open(&opening, &f->m.disk, &err) < 0)
                 fail_msg("%s", err.text);
-}
-
-static void close_image(struct fixture *f)
-{
-        struct err err = ERR_INIT;
-
-        if (block_finish(f->disk, &err) < 0)
-                fail_msg("%s", err.text);
-        block_close(f->disk);
-        f->disk = NULL;
-        uv_run(&f->loop, UV_RUN_NOWAIT);
 }
 
 static void create(struct fixture *f, unsigned n, uint64_t size_bytes, unsigned front_of)
 {
-        struct block_opening opening = { .loop = &f->loop, .flags = BLOCK_OPEN_NO_FLUSH };
+        struct block_opening opening = { .loop = &f->m.loop, .flags = BLOCK_OPEN_NO_FLUSH };
         struct block_creation creation = { .size_bytes = size_bytes };
         struct err err = ERR_INIT;
         char path[128], backing[32];
@@ -119,23 +84,22 @@ static void create(struct fixture *f, unsigned n, uint64_t size_bytes, unsigned 
 static void write_some(struct fixture *f, uint64_t at, uint64_t size_bytes, unsigned n)
 {
         for (uint64_t k = at; k < at + size_bytes; k++)
-                f->model[k] = (uint8_t)(n + (k >> 9));
-        assert_int_equal(block_write(f->disk, at, f->model + at, size_bytes), 0);
+                f->m.model[k] = (uint8_t)(n + (k >> 9));
+        assert_int_equal(block_write(f->m.disk, at, f->m.model + at, size_bytes), 0);
 }
 
 /* The first has everything, the others two places each. */
 static void make_chain(struct fixture *f)
 {
-        f->model = calloc(1, DISK_BYTES);
-        f->seen = malloc(DISK_BYTES);
+        model_room(&f->m, DISK_BYTES);
         for (unsigned n = 1; n <= IMAGES; n++) {
                 create(f, n, DISK_BYTES, n - 1);
                 open_image(f, n, BLOCK_OPEN_NO_BACKING);
                 if (n == 1)
                         write_some(f, 0, DISK_BYTES, n);
                 for (unsigned k = 0; n > 1 && k < 2; k++)
-                        write_some(f, random_of(f, DISK_BYTES / 65536) * 65536, 65536, n * 7);
-                close_image(f);
+                        write_some(f, random_of(&f->m, DISK_BYTES / 65536) * 65536, 65536, n * 7);
+                model_close(&f->m, true);
         }
 }
 
@@ -147,11 +111,11 @@ static void begin_read(struct op *op)
         f->under_way++;
         op->iov = (struct iovec){ op->bytes, sizeof(op->bytes) };
         op->req.op = BLOCK_READ;
-        op->req.offset_bytes = random_of(f, DISK_BYTES / 4096) * 4096;
+        op->req.offset_bytes = random_of(&f->m, DISK_BYTES / 4096) * 4096;
         op->req.size_bytes = 4096;
         op->req.iov = &op->iov;
         op->req.iov_count = 1;
-        block_submit(f->disk, &op->req);
+        block_submit(f->m.disk, &op->req);
 }
 
 static void read_done(struct block_request *req, int result)
@@ -159,7 +123,7 @@ static void read_done(struct block_request *req, int result)
         struct op *op = container_of(req, struct op, req);
 
         assert_int_equal(result, 0);
-        assert_memory_equal(op->bytes, op->f->model + req->offset_bytes, 4096);
+        assert_memory_equal(op->bytes, op->f->m.model + req->offset_bytes, 4096);
         op->f->under_way--;
         if (op->f->left)
                 begin_read(op);
@@ -178,8 +142,8 @@ static double read_at_random(struct fixture *f)
 {
         double start;
 
-        assert_int_equal(block_read(f->disk, 0, f->seen, DISK_BYTES), 0);
-        assert_memory_equal(f->seen, f->model, DISK_BYTES);
+        assert_int_equal(block_read(f->m.disk, 0, f->m.seen, DISK_BYTES), 0);
+        assert_memory_equal(f->m.seen, f->m.model, DISK_BYTES);
         start = processor_s();
         f->left = reads;
         for (unsigned n = 0; n < DEPTH; n++) {
@@ -188,8 +152,8 @@ static double read_at_random(struct fixture *f)
                 begin_read(&f->op[n]);
         }
         while (f->under_way) {
-                block_kick(f->disk);
-                uv_run(&f->loop, UV_RUN_ONCE);
+                block_kick(f->m.disk);
+                uv_run(&f->m.loop, UV_RUN_ONCE);
         }
         return reads / (processor_s() - start);
 }
@@ -199,14 +163,14 @@ static void a_hundred_images(void **state)
         struct fixture *f = *state;
         double one, all;
 
-        f->seed = 11;
+        f->m.seed = 11;
         make_chain(f);
         open_image(f, IMAGES, BLOCK_OPEN_READONLY);
         all = read_at_random(f);
-        block_close(f->disk);
+        block_close(f->m.disk);
         create(f, IMAGES, DISK_BYTES, 0);
         open_image(f, IMAGES, 0);
-        assert_int_equal(block_write(f->disk, 0, f->model, DISK_BYTES), 0);
+        assert_int_equal(block_write(f->m.disk, 0, f->m.model, DISK_BYTES), 0);
         one = read_at_random(f);
         print_message("4 KiB reads through %d images: %.0f a second of the processor, of one: %.0f; %.2f x\n", IMAGES, all, one, all / one);
 }
@@ -222,13 +186,13 @@ static void large_images(void **state)
         start = uv_hrtime();
         open_image(f, 1, 0);
         print_message("opening 1 TiB: %.2f ms\n", (double)(uv_hrtime() - start) / 1e6);
-        close_image(f);
+        model_close(&f->m, true);
         create(f, 1, UINT64_C(100) << 30, 0);
         open_image(f, 1, 0);
         for (unsigned n = 0; n < 200; n++) /* as many L2 tables as a full one has */
-                assert_int_equal(block_write(f->disk, (uint64_t)n << 29, bytes, sizeof(bytes)), 0);
+                assert_int_equal(block_write(f->m.disk, (uint64_t)n << 29, bytes, sizeof(bytes)), 0);
         start = uv_hrtime();
-        if (f->disk->driver->snapshots->create(f->disk, "one", &err) < 0)
+        if (f->m.disk->driver->snapshots->create(f->m.disk, "one", &err) < 0)
                 fail_msg("%s", err.text);
         print_message("a snapshot of 100 GiB with 200 tables: %.2f ms\n", (double)(uv_hrtime() - start) / 1e6);
 }

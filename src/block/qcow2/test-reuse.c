@@ -4,7 +4,6 @@
  */
 #include "base/test.h"
 
-#include "base/fiber.h"
 #include "base/log.h"
 #include "block/qcow2/qcow2.h"
 #include "block/test-memory.h"
@@ -20,9 +19,7 @@ struct op {
 };
 
 struct fixture {
-        uv_loop_t loop;
-        struct memory_file *file;
-        struct block *disk;
+        struct memory_disk on;
         uint8_t a[CLUSTER], b[CLUSTER], seen[CLUSTER];
 };
 
@@ -30,13 +27,13 @@ static int setup(void **state)
 {
         static const struct block_creation creation = { .size_bytes = UINT64_C(64) << 20 };
         struct fixture *f = calloc(1, sizeof(*f));
-        struct block_opening opening = { .loop = &f->loop, .path = "memory.qcow2" };
+        struct block_opening opening = { .path = "memory.qcow2" };
 
-        assert_int_equal(uv_loop_init(&f->loop), 0);
-        f->file = memory_file_new(&f->loop, NULL, 0);
-        assert_int_equal(block_qcow2.create(&f->file->block, &creation, NULL), 0);
-        opening.file = &f->file->block;
-        assert_int_equal(block_qcow2.open(&opening, &f->disk, NULL), 0);
+        memory_disk_begin(&f->on, 0);
+        assert_int_equal(block_qcow2.create(&f->on.file->block, &creation, NULL), 0);
+        opening.loop = &f->on.loop;
+        opening.file = &f->on.file->block;
+        assert_int_equal(block_qcow2.open(&opening, &f->on.disk, NULL), 0);
         for (unsigned n = 0; n < CLUSTER; n++) {
                 f->a[n] = (uint8_t)(n >> 6);
                 f->b[n] = 0xbb;
@@ -49,11 +46,7 @@ static int teardown(void **state)
 {
         struct fixture *f = *state;
 
-        memory_let_go(f->file);
-        block_close(f->disk);
-        uv_run(&f->loop, UV_RUN_DEFAULT);
-        assert_int_equal(uv_loop_close(&f->loop), 0);
-        fiber_thread_done();
+        memory_disk_end(&f->on);
         free(f);
         return 0;
 }
@@ -71,10 +64,10 @@ static void begin(struct fixture *f, struct op *op, enum block_op kind, uint64_t
         *op = (struct op){ .req = { .op = kind, .offset_bytes = offset, .size_bytes = size_bytes, .iov = bytes ? &op->iov : NULL, .iov_count = bytes ? 1 : 0,
                                     .done = op_done },
                            .iov = { bytes, size_bytes } };
-        block_submit(f->disk, &op->req);
-        block_kick(f->disk);
+        block_submit(f->on.disk, &op->req);
+        block_kick(f->on.disk);
         for (unsigned n = 0; n < 5; n++)
-                uv_run(&f->loop, UV_RUN_NOWAIT);
+                uv_run(&f->on.loop, UV_RUN_NOWAIT);
 }
 
 static void taken_away(struct fixture *f, unsigned flags, bool packed)
@@ -84,18 +77,18 @@ static void taken_away(struct fixture *f, unsigned flags, bool packed)
         struct block_extent extent;
         uint64_t host;
 
-        assert_int_equal(block_do(f->disk, BLOCK_WRITE, packed ? BLOCK_F_COMPRESS : 0, 0, CLUSTER, &iov, 1), 0);
-        assert_int_equal(block_flush(f->disk), 0);
-        assert_int_equal(block_status(f->disk, 0, CLUSTER, &extent), 0);
-        host = packed ? to_qcow2(f->disk)->pack_at & ~(uint64_t)(CLUSTER - 1) : extent.host_bytes;
-        f->file->hold_from = host;
-        f->file->hold_to = host + CLUSTER;
+        assert_int_equal(block_do(f->on.disk, BLOCK_WRITE, packed ? BLOCK_F_COMPRESS : 0, 0, CLUSTER, &iov, 1), 0);
+        assert_int_equal(block_flush(f->on.disk), 0);
+        assert_int_equal(block_status(f->on.disk, 0, CLUSTER, &extent), 0);
+        host = packed ? to_qcow2(f->on.disk)->pack_at & ~(uint64_t)(CLUSTER - 1) : extent.host_bytes;
+        f->on.file->hold_from = host;
+        f->on.file->hold_to = host + CLUSTER;
         begin(f, &read, BLOCK_READ, 0, 4096, f->seen);
         assert_false(read.done);
         if (flags)
-                assert_int_equal(block_do(f->disk, BLOCK_WRITE_ZEROES, flags, 0, CLUSTER, NULL, 0), 0);
+                assert_int_equal(block_do(f->on.disk, BLOCK_WRITE_ZEROES, flags, 0, CLUSTER, NULL, 0), 0);
         else
-                assert_int_equal(block_do(f->disk, BLOCK_DISCARD, 0, 0, CLUSTER, NULL, 0), 0);
+                assert_int_equal(block_do(f->on.disk, BLOCK_DISCARD, 0, 0, CLUSTER, NULL, 0), 0);
         begin(f, &flush, BLOCK_FLUSH, 0, 0, NULL);
         assert_false(flush.done);
         for (unsigned n = 0; n < OTHERS; n++) {
@@ -103,14 +96,14 @@ static void taken_away(struct fixture *f, unsigned flags, bool packed)
                 begin(f, &flushes[n], BLOCK_FLUSH, 0, 0, NULL);
         }
         if (!packed)
-                assert_memory_equal(f->file->bytes + host, f->a, CLUSTER);
-        memory_let_go(f->file);
-        block_drain(f->disk);
+                assert_memory_equal(f->on.file->bytes + host, f->a, CLUSTER);
+        memory_let_go(f->on.file);
+        block_drain(f->on.disk);
         assert_true(read.done && flush.done && read.result == 0 && flush.result == 0);
         assert_memory_equal(f->seen, f->a, 4096);
         for (unsigned n = 0; n < OTHERS; n++) {
                 assert_true(other[n].done && flushes[n].done && other[n].result == 0);
-                assert_int_equal(block_read(f->disk, (uint64_t)(n + 1) * CLUSTER, f->seen, CLUSTER), 0);
+                assert_int_equal(block_read(f->on.disk, (uint64_t)(n + 1) * CLUSTER, f->seen, CLUSTER), 0);
                 assert_memory_equal(f->seen, f->b, CLUSTER);
         }
 }

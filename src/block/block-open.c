@@ -160,13 +160,6 @@ int block_open(const struct block_opening *opening, struct block **block, struct
 /* ---- new images ---- */
 
 /* All zeroes; whatever was there is gone. */
-static int make_raw(struct block *file, uint64_t size_bytes, struct err *err)
-{
-        int r = block_resize(file, 0, err);
-
-        return r == 0 ? block_resize(file, size_bytes, err) : r;
-}
-
 static int create_in(const struct block_opening *opening, const struct block_driver *format, const struct block_creation *creation, struct err *err)
 {
         struct block *file;
@@ -175,7 +168,7 @@ static int create_in(const struct block_opening *opening, const struct block_dri
         if (r < 0)
                 return r;
         if (format == &raw)
-                r = make_raw(file, align_up(creation->size_bytes, BLOCK_SECTOR), err);
+                r = block_make_empty(file, align_up(creation->size_bytes, BLOCK_SECTOR), err);
         else
                 r = format->create(file, creation, err);
         if (r == 0)

@@ -8,8 +8,11 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 
 #include "base/fiber.h"
+#include "base/log.h"
 #include "block/bitmap.h"
 
 struct block_idle {
@@ -352,4 +355,33 @@ void block_close(struct block *block)
         block->driver->close(block);
         for (unsigned n = 0; n < BLOCK_CHILDREN_MAX; n++)
                 block_close(child[n]);
+}
+
+/* ---- for formats ---- */
+
+bool block_damaged(struct block *block, bool *broken, const char *fmt, va_list args)
+{
+        bool news = !*broken;
+        char text[256];
+
+        vsnprintf(text, sizeof(text), fmt, args);
+        *broken = true;
+        if (news)
+                log_warning("disk %s is damaged: %s; nothing is written to it any more (virta disk check --repair)", block->path, text);
+        return news;
+}
+
+int block_make_empty(struct block *file, uint64_t size_bytes, struct err *err)
+{
+        int r = 0;
+
+        if (file->info.grows) {
+                r = block_resize(file, 0, err);
+                return r == 0 ? block_resize(file, size_bytes, err) : r;
+        }
+        if (size_bytes > file->info.size_bytes)
+                return err_set(err, -ENOSPC, "it needs %" PRIu64 " bytes, and there are %" PRIu64, size_bytes, file->info.size_bytes);
+        for (uint64_t at = 0; at < size_bytes && r == 0; at += file->info.zeroes_bytes)
+                r = block_do(file, BLOCK_WRITE_ZEROES, 0, at, MIN(size_bytes - at, (uint64_t)file->info.zeroes_bytes), NULL, 0);
+        return r < 0 ? err_errno(err, r, "cannot write") : 0;
 }

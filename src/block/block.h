@@ -21,6 +21,7 @@
  */
 #pragma once
 
+#include <stdarg.h>
 #include <sys/uio.h>
 #include <uv.h>
 
@@ -344,6 +345,13 @@ void block_done(struct block *block);
 void block_adopt(struct block *block, enum block_role role, struct block *child);
 /* The child is the caller's; NULL: there is none. */
 struct block *block_detach(struct block *block, enum block_role role);
+/*
+ * The image is found wrong: says so, unless *broken says that somebody has, and sets it: the driver writes nothing any more. Returns whether it
+ * is news.
+ */
+bool block_damaged(struct block *block, bool *broken, const char *fmt, va_list args);
+/* So many bytes of zeroes and nothing else; of a block device the first so many. -ENOSPC: that is smaller. Blocking. */
+int block_make_empty(struct block *file, uint64_t size_bytes, struct err *err) _must_check_;
 /* A request is over. */
 void block_complete(struct block *block, struct block_request *req, int result);
 /* For drivers that have more below them than children: makes progress with a disk's requests; false: nothing is in flight. */

@@ -9,7 +9,6 @@
 #include <sys/random.h>
 
 #include "base/iov.h"
-#include "base/log.h"
 #include "base/text.h"
 
 #define TABLE_BYTES ((size_t)4 << 20) /* in memory */
@@ -603,35 +602,48 @@ int mapped_set_entry(struct mapped *m, struct block *file, uint64_t offset, size
 
 int mapped_corrupt(struct mapped *m, const char *fmt, ...)
 {
-        bool first = !m->broken;
-        char text[256];
         va_list args;
 
         va_start(args, fmt);
-        vsnprintf(text, sizeof(text), fmt, args);
+        (void)block_damaged(&m->block, &m->broken, fmt, args);
         va_end(args);
-        m->broken = true;
-        if (first)
-                log_warning("disk %s is damaged: %s; nothing is written to it any more (virta disk check)", m->block.path, text);
         return -EIO;
 }
 
-int mapped_init(struct mapped *m, const struct block_driver *driver, const struct mapped_ops *ops, const struct block_opening *opening,
-                uint32_t page_bytes, struct err *err)
+int mapped_open(const struct block_driver *driver, const struct mapped_ops *ops, const struct block_opening *opening, struct block **block,
+                struct err *err)
 {
-        int r = block_init(&m->block, driver, opening, err);
+        struct mapped *m = calloc(1, ops->struct_bytes);
+        int r;
 
-        if (r < 0)
+        if (!m)
+                return err_nomem(err);
+        r = block_init(&m->block, driver, opening, err);
+        if (r < 0) {
+                free(m);
                 return r;
+        }
         m->ops = ops;
         m->file = opening->file;
-        table_cache_init(&m->cache, page_bytes, TABLE_BYTES);
+        table_cache_init(&m->cache, ops->page_bytes, TABLE_BYTES);
         m->cache.barrier = barrier;
+        r = ops->open(m, opening, err);
+        if (r < 0) {
+                block_close(&m->block);
+                return r;
+        }
+        block_adopt(&m->block, BLOCK_FILE, m->file);
+        *block = &m->block;
         return 0;
 }
 
-void mapped_done(struct mapped *m)
+void mapped_close(struct block *block)
 {
+        struct mapped *m = to_mapped(block);
+
+        block_drain(m->file); /* an open that failed has not adopted it */
+        if (m->ops->close)
+                m->ops->close(m);
         while (m->parts) {
                 struct mapped_part *next = m->parts->next;
 
@@ -640,7 +652,8 @@ void mapped_done(struct mapped *m)
         }
         table_cache_done(&m->cache);
         free(m->unpacked);
-        block_done(&m->block);
+        block_done(block);
+        free(m);
 }
 
 void mapped_info(struct mapped *m, uint64_t size_bytes, uint32_t logical_bytes, uint64_t block_bytes)
@@ -658,19 +671,34 @@ void mapped_info(struct mapped *m, uint64_t size_bytes, uint32_t logical_bytes, 
         };
 }
 
-int mapped_make_empty(struct block *file, uint64_t size_bytes, struct err *err)
-{
-        int r = 0;
+/* ---- options, and other sizes ---- */
 
-        if (file->info.grows) {
-                r = block_resize(file, 0, err);
-                return r == 0 ? block_resize(file, size_bytes, err) : r;
-        }
-        if (size_bytes > file->info.size_bytes)
-                return err_set(err, -ENOSPC, "it needs %" PRIu64 " bytes, and there are %" PRIu64, size_bytes, file->info.size_bytes);
-        for (uint64_t at = 0; at < size_bytes && r == 0; at += file->info.zeroes_bytes)
-                r = block_do(file, BLOCK_WRITE_ZEROES, 0, at, MIN(size_bytes - at, (uint64_t)file->info.zeroes_bytes), NULL, 0);
-        return r < 0 ? err_errno(err, r, "cannot write") : 0;
+int mapped_take_options(const struct block_creation *creation, const char *format,
+                        int (*take)(const struct block_option *option, void *choice, struct err *err), void *choice, struct err *err)
+{
+        int r = creation->backing ? err_set(err, -EINVAL, "a new %s image has no backing file", format) : 0;
+
+        for (unsigned n = 0; n < creation->options && r == 0; n++)
+                r = take(&creation->option[n], choice, err);
+        return r;
+}
+
+int mapped_option_switch(const struct block_option *option, const char *no, const char *yes, bool *is_yes, struct err *err)
+{
+        *is_yes = strcmp(option->value, yes) == 0;
+        return *is_yes || strcmp(option->value, no) == 0 ? 0 : err_set(err, -EINVAL, "option %s=%s: it is %s or %s", option->key, option->value, no, yes);
+}
+
+int mapped_option_block(const struct block_option *option, uint32_t least_bytes, uint32_t most_bytes, uint32_t *block_bytes, struct err *err)
+{
+        uint64_t value = mapped_option_bytes(option->value);
+        char least[SIZE_TEXT_MAX], most[SIZE_TEXT_MAX];
+
+        if (!is_power_of_two(value) || value < least_bytes || value > most_bytes)
+                return err_set(err, -EINVAL, "option %s=%s: it is a power of two, %s to %s", option->key, option->value, size_format(least_bytes, least),
+                               size_format(most_bytes, most));
+        *block_bytes = (uint32_t)value;
+        return 0;
 }
 
 int mapped_bad_option(const struct block_option *option, const char *wanted, struct err *err)
@@ -687,6 +715,13 @@ uint64_t mapped_option_bytes(const char *text)
                 return 0;
         value = strtoull(text, &end, 10);
         return *end && size_parse(text, &value, NULL) < 0 ? 0 : value;
+}
+
+int mapped_zero_tail(struct mapped *m, uint64_t old_bytes, uint64_t block_bytes)
+{
+        uint64_t end = MIN((old_bytes + block_bytes - 1) / block_bytes * block_bytes, m->block.info.size_bytes);
+
+        return old_bytes < end ? block_do(&m->block, BLOCK_WRITE_ZEROES, 0, old_bytes, end - old_bytes, NULL, 0) : 0;
 }
 
 /* ---- checking ---- */

@@ -40,6 +40,12 @@ struct mapped;
 
 /* All but map(wait false) block. Those that change anything are called under m->lock. */
 struct mapped_ops {
+        size_t struct_bytes; /* of what starts with struct mapped */
+        uint32_t page_bytes; /* what tables are aligned to */
+        /* The rest of opening, on a struct that is all zeroes but for struct mapped; when it fails close() is called, too. */
+        int (*open)(struct mapped *m, const struct block_opening *opening, struct err *err);
+        /* Frees what the struct owns; nothing is in flight. NULL: nothing. */
+        void (*close)(struct mapped *m);
         /* wait false: -EAGAIN when tables are not in memory. */
         int (*map)(struct mapped *m, uint64_t at, uint64_t size_bytes, bool wait, struct mapped_run *run);
         /* For the block of `at`, which has none, and those behind it as far as they are wanted and can lie beside it. */
@@ -84,11 +90,10 @@ static inline struct mapped *to_mapped(struct block *block)
         return container_of(block, struct mapped, block);
 }
 
-/* The first thing of open, on a struct that is all zeroes. page_bytes: what tables are aligned to. */
-int mapped_init(struct mapped *m, const struct block_driver *driver, const struct mapped_ops *ops, const struct block_opening *opening,
-                uint32_t page_bytes, struct err *err) _must_check_;
-/* The last thing of close, and of an open that failed: the struct is the caller's to free. */
-void mapped_done(struct mapped *m);
+/* What a driver's open does; mapped_close() is its close. */
+int mapped_open(const struct block_driver *driver, const struct mapped_ops *ops, const struct block_opening *opening, struct block **block,
+                struct err *err) _must_check_;
+void mapped_close(struct block *block);
 /* block->info, when what the file says is known; block_bytes is what places are taken by. */
 void mapped_info(struct mapped *m, uint64_t size_bytes, uint32_t logical_bytes, uint64_t block_bytes);
 
@@ -110,11 +115,21 @@ int mapped_set_entry(struct mapped *m, struct block *file, uint64_t offset, size
 
 /* ---- making images ---- */
 
-/* So many bytes of zeroes and nothing else; of a block device the first so many. */
-int mapped_make_empty(struct block *file, uint64_t size_bytes, struct err *err) _must_check_;
+/* take() of each option of a new image, which `format` has without a backing file here. */
+int mapped_take_options(const struct block_creation *creation, const char *format,
+                        int (*take)(const struct block_option *option, void *choice, struct err *err), void *choice, struct err *err) _must_check_;
+/* One of two words. */
+int mapped_option_switch(const struct block_option *option, const char *no, const char *yes, bool *is_yes, struct err *err) _must_check_;
+/* A power of two in that range. */
+int mapped_option_block(const struct block_option *option, uint32_t least_bytes, uint32_t most_bytes, uint32_t *block_bytes, struct err *err) _must_check_;
 int mapped_bad_option(const struct block_option *option, const char *wanted, struct err *err);
 /* Bytes; a number by itself is in bytes. 0: it is none. */
 uint64_t mapped_option_bytes(const char *text);
+
+/* ---- another size ---- */
+
+/* The disk ended at old_bytes, and is larger now: what its last block has behind that becomes zeroes. */
+int mapped_zero_tail(struct mapped *m, uint64_t old_bytes, uint64_t block_bytes) _must_check_;
 
 /* ---- checking: places that tables name, to find those that are named twice ---- */
 

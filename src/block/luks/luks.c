@@ -327,7 +327,7 @@ static int luks_create(struct block *file, const struct block_creation *creation
         secret = calloc(1, sizeof(*secret));
         r = secret ? secret_read(creation->secret, file->path, secret, err) : err_nomem(err);
         if (r == 0)
-                r = mapped_make_empty(file, luks_payload_bytes(&how) + align_up(creation->size_bytes, how.sector_bytes), err);
+                r = block_make_empty(file, luks_payload_bytes(&how) + align_up(creation->size_bytes, how.sector_bytes), err);
         if (r == 0)
                 r = luks_make(&how, write_file, file, secret->bytes, secret->size_bytes, err);
         if (secret)

@@ -153,27 +153,11 @@ static int lay_out(struct qcow2 *q, struct layout *l, struct err *err)
         return 0;
 }
 
-/* So many bytes of zeroes and nothing else; a block device may have something behind them. */
-static int empty(struct block *file, uint64_t size_bytes, struct err *err)
-{
-        int r = 0;
-
-        if (file->info.grows) {
-                r = block_resize(file, 0, err);
-                return r == 0 ? block_resize(file, size_bytes, err) : r;
-        }
-        if (size_bytes > file->info.size_bytes)
-                return err_set(err, -ENOSPC, "its tables alone need %" PRIu64 " bytes", size_bytes);
-        for (uint64_t at = 0; at < size_bytes && r == 0; at += file->info.zeroes_bytes)
-                r = block_do(file, BLOCK_WRITE_ZEROES, 0, at, MIN(size_bytes - at, (uint64_t)file->info.zeroes_bytes), NULL, 0);
-        return r < 0 ? err_errno(err, r, "cannot write") : 0;
-}
-
 /* Whatever the file had is gone: zeroes up to the end of L1, a table, and counts by the means that images in use have. */
 static int write_all(struct qcow2 *q, const struct layout *l, struct err *err)
 {
         uint8_t first[8];
-        int r = empty(q->file, l->total << q->header.cluster_bits, err);
+        int r = block_make_empty(q->file, l->total << q->header.cluster_bits, err);
 
         if (r < 0)
                 return r;

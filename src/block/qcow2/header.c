@@ -36,19 +36,14 @@ static void mark_work(void *arg)
 
 int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
 {
-        bool first = !q->broken;
-        char text[256];
         va_list args;
+        bool news;
 
         va_start(args, fmt);
-        vsnprintf(text, sizeof(text), fmt, args);
+        news = block_damaged(&q->block, &q->broken, fmt, args);
         va_end(args);
-        q->broken = true;
-        if (!first)
-                return -EIO;
-        log_warning("disk %s is damaged: %s; nothing is written to it any more (virta disk check --repair)", q->block.path, text);
         /* Whoever found it may be no fiber, and must not wait. Without memory for one it is marked at the end. */
-        if (!q->block.info.readonly && q->header.version >= 3 && q->opened)
+        if (news && !q->block.info.readonly && q->header.version >= 3 && q->opened)
                 q->unmarked = fiber_start(mark_work, q) < 0;
         return -EIO;
 }

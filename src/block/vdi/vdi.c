@@ -209,8 +209,6 @@ static int vdi_name(struct mapped *m, const struct mapped_place *place)
         return r;
 }
 
-static const struct mapped_ops vdi_ops = { .map = vdi_map, .take = vdi_take, .name = vdi_name };
-
 /* ---- walking over the whole map ---- */
 
 /* each() of every entry that names a block, which says 1 when it is to be taken away; the map is read in pieces, as it is in the file. */
@@ -351,8 +349,9 @@ static int check_header(struct vdi *v, struct err *err)
         return 0;
 }
 
-static int open_all(struct vdi *v, const struct block_opening *opening, struct err *err)
+static int open_image(struct mapped *m, const struct block_opening *opening, struct err *err)
 {
+        struct vdi *v = to_vdi(m);
         uint8_t head[HEADER_BYTES];
         int r = block_read(v->m.file, 0, head, sizeof(head));
 
@@ -370,36 +369,18 @@ static int open_all(struct vdi *v, const struct block_opening *opening, struct e
         return v->m.file->info.readonly ? 0 : find_free(v, err);
 }
 
-static void vdi_close(struct block *block)
+static void close_image(struct mapped *m)
 {
-        struct vdi *v = to_vdi(to_mapped(block));
-
-        block_drain(v->m.file);
-        free(v->named);
-        mapped_done(&v->m);
-        free(v);
+        free(to_vdi(m)->named);
 }
+
+static const struct mapped_ops vdi_ops = {
+        .struct_bytes = sizeof(struct vdi), .page_bytes = BLOCK_SECTOR, .open = open_image, .close = close_image, .map = vdi_map, .take = vdi_take, .name = vdi_name,
+};
 
 static int vdi_open(const struct block_opening *opening, struct block **block, struct err *err)
 {
-        struct vdi *v = calloc(1, sizeof(*v));
-        int r;
-
-        if (!v)
-                return err_nomem(err);
-        r = mapped_init(&v->m, &block_vdi, &vdi_ops, opening, BLOCK_SECTOR, err);
-        if (r < 0) {
-                free(v);
-                return r;
-        }
-        r = open_all(v, opening, err);
-        if (r < 0) {
-                block_close(&v->m.block);
-                return r;
-        }
-        block_adopt(&v->m.block, BLOCK_FILE, v->m.file);
-        *block = &v->m.block;
-        return 0;
+        return mapped_open(&block_vdi, &vdi_ops, opening, block, err);
 }
 
 /* The header says, and the file has, as much as is used. */
@@ -572,14 +553,6 @@ static int clear_entries(struct vdi *v, uint32_t from, uint32_t to)
         return r == 0 ? block_flush(v->m.file) : r;
 }
 
-/* Behind its old end the last block is to be zeroes. */
-static int zero_tail(struct vdi *v, uint64_t from)
-{
-        uint64_t end = MIN((from + v->block_bytes - 1) / v->block_bytes * v->block_bytes, v->m.block.info.size_bytes);
-
-        return from < end ? block_do(&v->m.block, BLOCK_WRITE_ZEROES, 0, from, end - from, NULL, 0) : 0;
-}
-
 static int vdi_resize(struct block *block, uint64_t size_bytes, struct err *err)
 {
         struct vdi *v = to_vdi(to_mapped(block));
@@ -607,7 +580,7 @@ static int vdi_resize(struct block *block, uint64_t size_bytes, struct err *err)
         if (r == 0)
                 r = block_flush(v->m.file);
         if (r == 0)
-                r = blocks < old_blocks ? compact(v) : zero_tail(v, old);
+                r = blocks < old_blocks ? compact(v) : mapped_zero_tail(&v->m, old, v->block_bytes);
         return r < 0 ? err_errno(err, r, "cannot give disk %s %" PRIu64 " bytes", block->path, size_bytes) : 0;
 }
 
@@ -619,28 +592,20 @@ static const struct block_option_about vdi_options[] = {
         { NULL, NULL, NULL },
 };
 
-static int take_options(const struct block_creation *creation, bool *fixed, uint32_t *block_bytes, struct err *err)
+struct choice {
+        uint32_t block_bytes;
+        bool fixed;
+};
+
+static int take_option(const struct block_option *o, void *into, struct err *err)
 {
-        if (creation->backing)
-                return err_set(err, -EINVAL, "a VDI image has no backing file");
-        for (unsigned n = 0; n < creation->options; n++) {
-                const struct block_option *o = &creation->option[n];
+        struct choice *choice = into;
 
-                if (strcmp(o->key, "block_size") == 0) {
-                        uint64_t value = mapped_option_bytes(o->value);
-
-                        if (!is_power_of_two(value) || value < BLOCK_BYTES_MIN || value > BLOCK_BYTES_MAX)
-                                return mapped_bad_option(o, "a power of two, 4K to 64M", err);
-                        *block_bytes = (uint32_t)value;
-                        continue;
-                }
-                if (strcmp(o->key, "static") != 0)
-                        return err_set(err, -EINVAL, "option %s: VDI has none of this name", o->key);
-                *fixed = strcmp(o->value, "on") == 0;
-                if (!*fixed && strcmp(o->value, "off") != 0)
-                        return mapped_bad_option(o, "on or off", err);
-        }
-        return 0;
+        if (strcmp(o->key, "block_size") == 0)
+                return mapped_option_block(o, BLOCK_BYTES_MIN, BLOCK_BYTES_MAX, &choice->block_bytes, err);
+        if (strcmp(o->key, "static") == 0)
+                return mapped_option_switch(o, "off", "on", &choice->fixed, err);
+        return err_set(err, -EINVAL, "option %s: VDI has none of this name", o->key);
 }
 
 static int write_map(struct block *file, uint32_t offset, uint32_t blocks, bool fixed)
@@ -662,15 +627,14 @@ static int write_map(struct block *file, uint32_t offset, uint32_t blocks, bool 
 static int vdi_create(struct block *file, const struct block_creation *creation, struct err *err)
 {
         uint64_t size_bytes = align_up(creation->size_bytes, BLOCK_SECTOR), blocks, data;
-        uint32_t block_bytes = BLOCK_BYTES_DEFAULT;
+        struct choice choice = { .block_bytes = BLOCK_BYTES_DEFAULT };
         static const char text[] = "<<< Oracle VM VirtualBox Disk Image >>>\n";
         uint8_t head[HEADER_BYTES] = { 0 };
-        bool fixed = false;
-        int r = take_options(creation, &fixed, &block_bytes, err);
+        int r = mapped_take_options(creation, "VDI", take_option, &choice, err);
 
         if (r < 0)
                 return r;
-        blocks = (size_bytes + block_bytes - 1) / block_bytes;
+        blocks = (size_bytes + choice.block_bytes - 1) / choice.block_bytes;
         if (blocks > BLOCKS_MAX)
                 return err_set(err, -EFBIG, "%" PRIu64 " bytes are more than a VDI image can have", creation->size_bytes);
         data = align_up(HEADER_BYTES + blocks * 4, DATA_ALIGNMENT);
@@ -678,23 +642,23 @@ static int vdi_create(struct block *file, const struct block_creation *creation,
         put_le32(head + 0x40, SIGNATURE);
         put_le32(head + 0x44, VERSION);
         put_le32(head + 0x48, 0x190);
-        put_le32(head + 0x4c, fixed ? TYPE_STATIC : TYPE_DYNAMIC);
+        put_le32(head + 0x4c, choice.fixed ? TYPE_STATIC : TYPE_DYNAMIC);
         put_le32(head + 0x154, HEADER_BYTES);
         put_le32(head + 0x158, (uint32_t)data);
         put_le32(head + 0x168, BLOCK_SECTOR);
         put_le64(head + AT_SIZE, size_bytes);
-        put_le32(head + 0x178, block_bytes);
+        put_le32(head + 0x178, choice.block_bytes);
         put_le32(head + AT_BLOCKS, (uint32_t)blocks);
-        put_le32(head + AT_ALLOCATED, fixed ? (uint32_t)blocks : 0);
+        put_le32(head + AT_ALLOCATED, choice.fixed ? (uint32_t)blocks : 0);
         r = mapped_new_uuid(head + 0x188);
         if (r == 0)
                 r = mapped_new_uuid(head + 0x198);
         if (r < 0)
                 return err_errno(err, r, "cannot make a number for the image");
-        r = mapped_make_empty(file, data + (fixed ? blocks * block_bytes : 0), err);
+        r = block_make_empty(file, data + (choice.fixed ? blocks * choice.block_bytes : 0), err);
         if (r < 0)
                 return r;
-        r = write_map(file, HEADER_BYTES, (uint32_t)blocks, fixed);
+        r = write_map(file, HEADER_BYTES, (uint32_t)blocks, choice.fixed);
         if (r == 0)
                 r = block_flush(file);
         if (r == 0)
@@ -712,7 +676,7 @@ const struct block_driver block_vdi = {
         .create = vdi_create,
         .check = vdi_check,
         .finish = vdi_finish,
-        .close = vdi_close,
+        .close = mapped_close,
         .submit = mapped_submit,
         .status = mapped_status,
         .describe = vdi_describe,

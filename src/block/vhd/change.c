@@ -24,27 +24,17 @@ struct choice {
         uint32_t block_bytes;
 };
 
-static int take_switch(const struct block_option *o, const char *yes, const char *no, const char *wanted, bool *is_yes, struct err *err)
+static int take_option(const struct block_option *o, void *into, struct err *err)
 {
-        *is_yes = strcmp(o->value, yes) == 0;
-        return *is_yes || strcmp(o->value, no) == 0 ? 0 : mapped_bad_option(o, wanted, err);
-}
-
-static int take_option(const struct block_option *o, struct choice *choice, struct err *err)
-{
-        uint64_t value;
+        struct choice *choice = into;
 
         if (strcmp(o->key, "subformat") == 0)
-                return take_switch(o, "fixed", "dynamic", "dynamic or fixed", &choice->fixed, err);
+                return mapped_option_switch(o, "dynamic", "fixed", &choice->fixed, err);
         if (strcmp(o->key, "force_size") == 0)
-                return take_switch(o, "off", "on", "on or off", &choice->by_geometry, err);
-        if (strcmp(o->key, "block_size") != 0)
-                return err_set(err, -EINVAL, "option %s: VHD has none of this name", o->key);
-        value = mapped_option_bytes(o->value);
-        if (!is_power_of_two(value) || value < 4096 || value > 256u << 20)
-                return mapped_bad_option(o, "a power of two, 4K to 256M", err);
-        choice->block_bytes = (uint32_t)value;
-        return 0;
+                return mapped_option_switch(o, "on", "off", &choice->by_geometry, err);
+        if (strcmp(o->key, "block_size") == 0)
+                return mapped_option_block(o, 4096, 256u << 20, &choice->block_bytes, err);
+        return err_set(err, -EINVAL, "option %s: VHD has none of this name", o->key);
 }
 
 struct geometry {
@@ -142,7 +132,7 @@ static int make_dynamic(struct block *file, const uint8_t *footer, uint64_t size
         uint64_t entries = (size_bytes + block_bytes - 1) / block_bytes, table = VHD_FOOTER_BYTES + VHD_HEADER_BYTES;
         uint64_t end = align_up(table + entries * 4, TABLE_ROOM);
         uint8_t header[VHD_HEADER_BYTES] = { 0 };
-        int r = mapped_make_empty(file, end + VHD_FOOTER_BYTES, err);
+        int r = block_make_empty(file, end + VHD_FOOTER_BYTES, err);
 
         if (r < 0)
                 return r;
@@ -170,10 +160,8 @@ int vhd_create(struct block *file, const struct block_creation *creation, struct
         uint64_t sectors = align_up(creation->size_bytes, VHD_SECTOR) / VHD_SECTOR;
         struct choice choice = { .block_bytes = VHD_BLOCK_BYTES };
         uint8_t footer[VHD_FOOTER_BYTES] = { 0 };
-        int r = creation->backing ? err_set(err, -EINVAL, "a VHD image with a backing file is not made here, only read") : 0;
+        int r = mapped_take_options(creation, "VHD", take_option, &choice, err);
 
-        for (unsigned n = 0; n < creation->options && r == 0; n++)
-                r = take_option(&creation->option[n], &choice, err);
         if (r < 0)
                 return r;
         if (choice.by_geometry)
@@ -184,7 +172,7 @@ int vhd_create(struct block *file, const struct block_creation *creation, struct
                 return err_set(err, -EIO, "cannot make a number for the image");
         if (!choice.fixed)
                 return make_dynamic(file, footer, sectors * VHD_SECTOR, choice.block_bytes, err);
-        r = mapped_make_empty(file, sectors * VHD_SECTOR + VHD_FOOTER_BYTES, err);
+        r = block_make_empty(file, sectors * VHD_SECTOR + VHD_FOOTER_BYTES, err);
         if (r < 0)
                 return r;
         r = block_write(file, sectors * VHD_SECTOR, footer, VHD_FOOTER_BYTES);
@@ -214,13 +202,6 @@ static int forget_entry(struct vhd *v, void *ctx, uint32_t block, uint32_t entry
         return (uint64_t)block * v->block_bytes >= *size_bytes;
 }
 
-static int zero_tail(struct vhd *v, uint64_t from)
-{
-        uint64_t end = MIN((from + v->block_bytes - 1) / v->block_bytes * v->block_bytes, v->m.block.info.size_bytes);
-
-        return from < end ? block_do(&v->m.block, BLOCK_WRITE_ZEROES, 0, from, end - from, NULL, 0) : 0;
-}
-
 static int resize_dynamic(struct vhd *v, uint64_t old, uint64_t size_bytes)
 {
         int r = 0;
@@ -242,7 +223,7 @@ static int resize_dynamic(struct vhd *v, uint64_t old, uint64_t size_bytes)
                 if (r == 0)
                         r = block_flush(v->m.file);
                 if (r == 0)
-                        r = zero_tail(v, old);
+                        r = mapped_zero_tail(&v->m, old, v->block_bytes);
         }
         if (r == 0)
                 r = block_flush(v->m.file);

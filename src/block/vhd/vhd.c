@@ -156,8 +156,6 @@ static int vhd_name(struct mapped *m, const struct mapped_place *place)
         return r;
 }
 
-static const struct mapped_ops vhd_ops = { .map = vhd_map, .take = vhd_take, .name = vhd_name };
-
 int vhd_cut(struct vhd *v)
 {
         int r;
@@ -307,8 +305,9 @@ static int begin_writing(struct vhd *v, struct err *err)
         return r < 0 ? err_errno(err, r, "disk %s: cannot read its table", v->m.block.path) : 0;
 }
 
-static int open_all(struct vhd *v, const struct block_opening *opening, struct err *err)
+static int open_image(struct mapped *m, const struct block_opening *opening, struct err *err)
 {
+        struct vhd *v = to_vhd(m);
         uint64_t size_bytes, most;
         int r = read_footer(v, err);
 
@@ -327,35 +326,13 @@ static int open_all(struct vhd *v, const struct block_opening *opening, struct e
         return r < 0 || v->m.file->info.readonly ? r : begin_writing(v, err);
 }
 
-static void vhd_close(struct block *block)
-{
-        struct vhd *v = to_vhd(to_mapped(block));
-
-        block_drain(v->m.file);
-        mapped_done(&v->m);
-        free(v);
-}
+static const struct mapped_ops vhd_ops = {
+        .struct_bytes = sizeof(struct vhd), .page_bytes = VHD_SECTOR, .open = open_image, .map = vhd_map, .take = vhd_take, .name = vhd_name,
+};
 
 static int vhd_open(const struct block_opening *opening, struct block **block, struct err *err)
 {
-        struct vhd *v = calloc(1, sizeof(*v));
-        int r;
-
-        if (!v)
-                return err_nomem(err);
-        r = mapped_init(&v->m, &block_vhd, &vhd_ops, opening, VHD_SECTOR, err);
-        if (r < 0) {
-                free(v);
-                return r;
-        }
-        r = open_all(v, opening, err);
-        if (r < 0) {
-                block_close(&v->m.block);
-                return r;
-        }
-        block_adopt(&v->m.block, BLOCK_FILE, v->m.file);
-        *block = &v->m.block;
-        return 0;
+        return mapped_open(&block_vhd, &vhd_ops, opening, block, err);
 }
 
 static int vhd_finish(struct block *block, struct err *err)
@@ -399,7 +376,7 @@ const struct block_driver block_vhd = {
         .create = vhd_create,
         .check = vhd_check,
         .finish = vhd_finish,
-        .close = vhd_close,
+        .close = mapped_close,
         .submit = mapped_submit,
         .status = mapped_status,
         .describe = vhd_describe,

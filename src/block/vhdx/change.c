@@ -26,25 +26,21 @@ struct choice {
         bool fixed;
 };
 
-static int take_option(const struct block_option *o, struct choice *choice, struct err *err)
+static int take_option(const struct block_option *o, void *into, struct err *err)
 {
-        uint64_t value = mapped_option_bytes(o->value);
+        struct choice *choice = into;
+        uint64_t value;
 
-        if (strcmp(o->key, "block_size") == 0) {
-                if (!is_power_of_two(value) || value < VHDX_MIB || value > 256 * VHDX_MIB)
-                        return mapped_bad_option(o, "a power of two, 1M to 256M", err);
-                choice->block_bytes = (uint32_t)value;
-        } else if (strcmp(o->key, "logical_sector") == 0) {
-                if (value != 512 && value != 4096)
-                        return mapped_bad_option(o, "512 or 4096", err);
-                choice->sector_bytes = (uint32_t)value;
-        } else if (strcmp(o->key, "subformat") == 0) {
-                choice->fixed = strcmp(o->value, "fixed") == 0;
-                if (!choice->fixed && strcmp(o->value, "dynamic") != 0)
-                        return mapped_bad_option(o, "dynamic or fixed", err);
-        } else {
+        if (strcmp(o->key, "block_size") == 0)
+                return mapped_option_block(o, VHDX_MIB, 256 * VHDX_MIB, &choice->block_bytes, err);
+        if (strcmp(o->key, "subformat") == 0)
+                return mapped_option_switch(o, "dynamic", "fixed", &choice->fixed, err);
+        if (strcmp(o->key, "logical_sector") != 0)
                 return err_set(err, -EINVAL, "option %s: VHDX has none of this name", o->key);
-        }
+        value = mapped_option_bytes(o->value);
+        if (value != 512 && value != 4096)
+                return mapped_bad_option(o, "512 or 4096", err);
+        choice->sector_bytes = (uint32_t)value;
         return 0;
 }
 
@@ -152,10 +148,8 @@ int vhdx_create(struct block *file, const struct block_creation *creation, struc
         struct choice choice = { .block_bytes = BLOCK_BYTES_DEFAULT, .sector_bytes = 512 };
         uint64_t size_bytes, blocks, ratio, bat_bytes;
         uint32_t crc[256];
-        int r = creation->backing ? err_set(err, -EINVAL, "a VHDX image with a backing file is not made here, only read") : 0;
+        int r = mapped_take_options(creation, "VHDX", take_option, &choice, err);
 
-        for (unsigned n = 0; n < creation->options && r == 0; n++)
-                r = take_option(&creation->option[n], &choice, err);
         if (r < 0)
                 return r;
         size_bytes = align_up(creation->size_bytes, choice.sector_bytes);
@@ -164,7 +158,7 @@ int vhdx_create(struct block *file, const struct block_creation *creation, struc
         blocks = (size_bytes + choice.block_bytes - 1) / choice.block_bytes;
         ratio = (UINT64_C(1) << 23) * choice.sector_bytes / choice.block_bytes;
         bat_bytes = align_up((blocks + blocks / ratio + 1) * 8, VHDX_MIB);
-        r = mapped_make_empty(file, AT_BAT + bat_bytes + (choice.fixed ? blocks * choice.block_bytes : 0), err);
+        r = block_make_empty(file, AT_BAT + bat_bytes + (choice.fixed ? blocks * choice.block_bytes : 0), err);
         if (r < 0)
                 return r;
         vhdx_crc_init(crc);
@@ -188,7 +182,7 @@ int vhdx_create(struct block *file, const struct block_creation *creation, struc
 int vhdx_resize(struct block *block, uint64_t size_bytes, struct err *err)
 {
         struct vhdx *v = to_vhdx(to_mapped(block));
-        uint64_t old = v->size_bytes, blocks, tail;
+        uint64_t old = v->size_bytes, blocks;
         uint8_t bytes[8];
         int r = 0;
 
@@ -211,8 +205,7 @@ int vhdx_resize(struct block *block, uint64_t size_bytes, struct err *err)
                 v->blocks = blocks;
                 r = mapped_flush(&v->m);
         }
-        tail = MIN((old + v->block_bytes - 1) / v->block_bytes * v->block_bytes, size_bytes);
-        if (r == 0 && old < tail)
-                r = block_do(block, BLOCK_WRITE_ZEROES, 0, old, tail - old, NULL, 0);
+        if (r == 0)
+                r = mapped_zero_tail(&v->m, old, v->block_bytes);
         return r < 0 ? err_errno(err, r, "cannot give disk %s %" PRIu64 " bytes", block->path, size_bytes) : 0;
 }

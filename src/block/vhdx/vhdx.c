@@ -140,8 +140,6 @@ int vhdx_begin(struct mapped *m)
         return r == 0 ? vhdx_write_header(v, true) : r;
 }
 
-static const struct mapped_ops vhdx_ops = { .map = vhdx_map, .take = vhdx_take, .name = vhdx_name, .begin = vhdx_begin };
-
 /* ---- opening ---- */
 
 static int vhdx_probe(const uint8_t *head, size_t size_bytes)
@@ -149,12 +147,15 @@ static int vhdx_probe(const uint8_t *head, size_t size_bytes)
         return size_bytes >= 8 && memcmp(head, "vhdxfile", 8) == 0 ? 100 : 0;
 }
 
-static int open_all(struct vhdx *v, const struct block_opening *opening, struct err *err)
+static int open_image(struct mapped *m, const struct block_opening *opening, struct err *err)
 {
+        struct vhdx *v = to_vhdx(m);
         const struct block_info *file = &v->m.file->info;
         uint8_t head[8];
         int r = block_read(v->m.file, 0, head, sizeof(head));
 
+        m->cache.journal = vhdx_journal;
+        vhdx_crc_init(v->crc);
         if (r < 0)
                 return err_errno(err, r, "cannot read disk %s", opening->path);
         if (!vhdx_probe(head, sizeof(head)))
@@ -176,39 +177,21 @@ static int open_all(struct vhdx *v, const struct block_opening *opening, struct 
         return v->differencing && !(opening->flags & BLOCK_OPEN_NO_BACKING) ? vhdx_open_parent(v, opening, err) : 0;
 }
 
-static void vhdx_close(struct block *block)
+/* The log's, in memory: they are pinned. */
+static void close_image(struct mapped *m)
 {
-        struct vhdx *v = to_vhdx(to_mapped(block));
-
-        block_drain(v->m.file);
-        for (struct table_page *page = v->m.cache.oldest; page; page = page->newer)
-                page->pins = 0; /* of the log's, in memory */
-        mapped_done(&v->m);
-        free(v);
+        for (struct table_page *page = m->cache.oldest; page; page = page->newer)
+                page->pins = 0;
 }
+
+static const struct mapped_ops vhdx_ops = {
+        .struct_bytes = sizeof(struct vhdx), .page_bytes = TABLE_PAGE_BYTES, .open = open_image, .close = close_image, .map = vhdx_map, .take = vhdx_take,
+        .name = vhdx_name, .begin = vhdx_begin,
+};
 
 static int vhdx_open(const struct block_opening *opening, struct block **block, struct err *err)
 {
-        struct vhdx *v = calloc(1, sizeof(*v));
-        int r;
-
-        if (!v)
-                return err_nomem(err);
-        r = mapped_init(&v->m, &block_vhdx, &vhdx_ops, opening, TABLE_PAGE_BYTES, err);
-        if (r < 0) {
-                free(v);
-                return r;
-        }
-        v->m.cache.journal = vhdx_journal;
-        vhdx_crc_init(v->crc);
-        r = open_all(v, opening, err);
-        if (r < 0) {
-                block_close(&v->m.block);
-                return r;
-        }
-        block_adopt(&v->m.block, BLOCK_FILE, v->m.file);
-        *block = &v->m.block;
-        return 0;
+        return mapped_open(&block_vhdx, &vhdx_ops, opening, block, err);
 }
 
 int vhdx_finish_log(struct vhdx *v)
@@ -255,7 +238,7 @@ const struct block_driver block_vhdx = {
         .create = vhdx_create,
         .check = vhdx_check,
         .finish = vhdx_finish,
-        .close = vhdx_close,
+        .close = mapped_close,
         .submit = mapped_submit,
         .status = mapped_status,
         .describe = vhdx_describe,

@@ -46,18 +46,13 @@ static int choose(const struct block_option *o, const char *const names[], const
 
 static int take_option(struct making *m, const struct block_option *o, struct err *err)
 {
-        static const char *const switches[] = { "off", "on", NULL };
-        int which = 0, r;
-
         if (strcmp(o->key, "subformat") == 0)
                 return choose(o, subformats, vmdk_options[0].text, &m->subformat, err);
         if (strcmp(o->key, "adapter_type") == 0)
                 return choose(o, adapters, vmdk_options[1].text, &m->adapter, err);
-        if (strcmp(o->key, "zeroed_grain") != 0)
-                return err_set(err, -EINVAL, "option %s: VMDK has none of this name", o->key);
-        r = choose(o, switches, "on or off", &which, err);
-        m->zeroed = which;
-        return r;
+        if (strcmp(o->key, "zeroed_grain") == 0)
+                return mapped_option_switch(o, "off", "on", &m->zeroed, err);
+        return err_set(err, -EINVAL, "option %s: VMDK has none of this name", o->key);
 }
 
 void vmdk_put_header(const struct vmdk_header *h, uint8_t bytes[VMDK_SECTOR])
@@ -112,7 +107,7 @@ static int make_sparse(const struct making *m, struct block *file, uint64_t sect
         if (h.overhead > UINT32_MAX - VMDK_GRAIN_SECTORS)
                 return err_set(err, -EFBIG, "%" PRIu64 " bytes are more than one extent can have; say -o subformat=twoGbMaxExtentSparse",
                                sectors * VMDK_SECTOR);
-        r = mapped_make_empty(file, h.overhead * VMDK_SECTOR, err);
+        r = block_make_empty(file, h.overhead * VMDK_SECTOR, err);
         if (r < 0)
                 return r;
         r = put_directory(file, h.redundant_offset, entries, h.redundant_offset + directory);
@@ -140,7 +135,7 @@ static int make_stream(struct block *file, uint64_t sectors, const char *text, s
         };
         uint8_t bytes[VMDK_SECTOR], end[4 * VMDK_SECTOR] = { 0 };
         uint64_t at = h.overhead * VMDK_SECTOR;
-        int r = mapped_make_empty(file, at + directory * VMDK_SECTOR + sizeof(end), err);
+        int r = block_make_empty(file, at + directory * VMDK_SECTOR + sizeof(end), err);
 
         if (r < 0)
                 return r;
@@ -239,7 +234,7 @@ static int make_piece(struct making *m, const struct vmdk_line *line, struct err
         r = block_file.open(&opening, &file, err);
         if (r < 0)
                 return r;
-        r = line->kind == VMDK_FLAT ? mapped_make_empty(file, line->sectors * VMDK_SECTOR, err) : make_sparse(m, file, line->sectors, NULL, err);
+        r = line->kind == VMDK_FLAT ? block_make_empty(file, line->sectors * VMDK_SECTOR, err) : make_sparse(m, file, line->sectors, NULL, err);
         if (r == 0) {
                 r = block_flush(file);
                 if (r < 0)
@@ -256,7 +251,7 @@ static int make_pieces(struct making *m, const char *text, struct err *err)
         for (unsigned n = 0; n < m->lines && r == 0; n++)
                 r = make_piece(m, &m->line[n], err);
         if (r == 0)
-                r = mapped_make_empty(m->file, 0, err);
+                r = block_make_empty(m->file, 0, err);
         if (r == 0) {
                 r = block_write(m->file, 0, text, strlen(text));
                 if (r == 0 && m->file->info.grows) /* to the byte: it is a text */

@@ -296,14 +296,29 @@ static int vmdk_begin(struct mapped *m)
         return r;
 }
 
-static const struct mapped_ops vmdk_ops = {
-        .map = vmdk_map, .take = vmdk_take, .name = vmdk_name, .unpack = vmdk_unpack, .pack = vmdk_pack, .begin = vmdk_begin, .flush = vmdk_flush_files,
-};
+static int open_image(struct mapped *m, const struct block_opening *opening, struct err *err);
 
-static const struct mapped_ops vmdk_zero_ops = {
-        .map = vmdk_map, .take = vmdk_take, .name = vmdk_name, .unpack = vmdk_unpack, .pack = vmdk_pack, .zero = vmdk_zero, .begin = vmdk_begin,
-        .flush = vmdk_flush_files,
-};
+static void close_image(struct mapped *m)
+{
+        struct vmdk *v = to_vmdk(m);
+
+        for (unsigned n = 0; n < v->extents; n++)
+                if (v->extent[n].owned)
+                        block_close(v->extent[n].file);
+        free(v->extent);
+        vmdk_text_done(&v->text);
+        if (v->stream)
+                free(v->stream->directory);
+        free(v->stream);
+}
+
+/* With and without grains that are said to be zeroes. */
+#define VMDK_OPS                                                                                                                                    \
+        .struct_bytes = sizeof(struct vmdk), .page_bytes = VMDK_SECTOR, .open = open_image, .close = close_image, .map = vmdk_map, .take = vmdk_take, \
+        .name = vmdk_name, .unpack = vmdk_unpack, .pack = vmdk_pack, .begin = vmdk_begin, .flush = vmdk_flush_files
+
+static const struct mapped_ops vmdk_ops = { VMDK_OPS };
+static const struct mapped_ops vmdk_zero_ops = { VMDK_OPS, .zero = vmdk_zero };
 
 /* ---- headers ---- */
 
@@ -552,8 +567,9 @@ static bool is_stream(const struct vmdk *v)
         return v->extents == 1 && v->extent[0].kind == VMDK_SPARSE && v->extent[0].header.flags & VMDK_FLAG_COMPRESSED;
 }
 
-static int open_all(struct vmdk *v, const struct block_opening *opening, struct err *err)
+static int open_image(struct mapped *m, const struct block_opening *opening, struct err *err)
 {
+        struct vmdk *v = to_vmdk(m);
         uint64_t size_bytes = 0, grain_bytes = 0;
         uint8_t head[VMDK_SECTOR];
         int r = block_read(v->m.file, 0, head, sizeof(head));
@@ -585,43 +601,9 @@ static int open_all(struct vmdk *v, const struct block_opening *opening, struct 
         return is_stream(v) && !v->m.file->info.readonly && !(opening->flags & BLOCK_OPEN_REPAIR) ? vmdk_stream_open(v, err) : 0;
 }
 
-static void vmdk_close(struct block *block)
-{
-        struct vmdk *v = to_vmdk(to_mapped(block));
-
-        block_drain(v->m.file);
-        for (unsigned n = 0; n < v->extents; n++)
-                if (v->extent[n].owned)
-                        block_close(v->extent[n].file);
-        free(v->extent);
-        vmdk_text_done(&v->text);
-        if (v->stream)
-                free(v->stream->directory);
-        free(v->stream);
-        mapped_done(&v->m);
-        free(v);
-}
-
 static int vmdk_open(const struct block_opening *opening, struct block **block, struct err *err)
 {
-        struct vmdk *v = calloc(1, sizeof(*v));
-        int r;
-
-        if (!v)
-                return err_nomem(err);
-        r = mapped_init(&v->m, &block_vmdk, &vmdk_ops, opening, VMDK_SECTOR, err);
-        if (r < 0) {
-                free(v);
-                return r;
-        }
-        r = open_all(v, opening, err);
-        if (r < 0) {
-                block_close(&v->m.block);
-                return r;
-        }
-        block_adopt(&v->m.block, BLOCK_FILE, v->m.file);
-        *block = &v->m.block;
-        return 0;
+        return mapped_open(&block_vmdk, &vmdk_ops, opening, block, err);
 }
 
 /* ---- extents that are files of their own ---- */
@@ -717,7 +699,7 @@ const struct block_driver block_vmdk = {
         .create = vmdk_create,
         .check = vmdk_check,
         .finish = vmdk_finish,
-        .close = vmdk_close,
+        .close = mapped_close,
         .submit = mapped_submit,
         .kick = vmdk_kick,
         .reap = vmdk_reap,

@@ -27,7 +27,8 @@ struct bed {
 static struct block *open_image(struct bed *bed, unsigned flags)
 {
         struct block_opening opening = {
-                .loop = &bed->loop, .path = bed->path, .format = IMAGE_FORMAT, .flags = flags | BLOCK_OPEN_NO_URING | BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_NO_LOCK,
+                .loop = &bed->loop, .path = bed->path, .format = IMAGE_FORMAT,
+                .flags = flags | BLOCK_OPEN_NO_URING | BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_NO_LOCK,
         };
         struct block *block;
 

@@ -59,3 +59,14 @@ unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_
                 size_bytes -= out[used].iov_len;
         return used;
 }
+
+unsigned iov_append(struct iovec *out, unsigned count, struct iovec piece, size_t *skip)
+{
+        size_t gone = MIN(*skip, piece.iov_len);
+
+        *skip -= gone;
+        if (gone == piece.iov_len)
+                return count;
+        out[count] = (struct iovec){ (uint8_t *)piece.iov_base + gone, piece.iov_len - gone };
+        return count + 1;
+}

@@ -15,3 +15,8 @@ size_t buf_to_iov(const struct iovec *iov, unsigned count, size_t offset, const 
 size_t iov_zero(const struct iovec *iov, unsigned count, size_t offset, size_t size_bytes);
 /* The pieces of that range into out, which has room for count: how many there are. */
 unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_t size_bytes, struct iovec *out);
+/*
+ * For pieces that go out one behind the other, of whose bytes the first *skip have gone: appends what is left of this one to out, if anything is,
+ * and takes what is not off *skip. Returns how many out has then.
+ */
+unsigned iov_append(struct iovec *out, unsigned count, struct iovec piece, size_t *skip);

@@ -68,7 +68,8 @@ static void help_options(FILE *out, const struct opt *options)
         char term[128], text[512];
 
         for (const struct opt *opt = options; opt->name; opt++) {
-                snprintf(term, sizeof(term), "%s--%s%s%s", opt->letter ? (const char[]){ '-', opt->letter, ',', ' ', 0 } : "", opt->name, opt->argument ? " " : "", opt->argument ? opt->argument : "");
+                snprintf(term, sizeof(term), "%s--%s%s%s", opt->letter ? (const char[]){ '-', opt->letter, ',', ' ', 0 } : "", opt->name,
+                         opt->argument ? " " : "", opt->argument ? opt->argument : "");
                 full_text(opt, text, sizeof(text));
                 help_row(out, term, text);
         }

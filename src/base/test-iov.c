@@ -7,6 +7,8 @@ static void copies_and_slices(void **state)
 {
         uint8_t a[10], b[20], c[5], flat[64];
         struct iovec iov[] = { { a, sizeof(a) }, { b, sizeof(b) }, { c, sizeof(c) } }, part[3];
+        unsigned count = 0;
+        size_t skip;
 
         for (unsigned i = 0; i < sizeof(flat); i++)
                 flat[i] = (uint8_t)i;
@@ -30,6 +32,14 @@ static void copies_and_slices(void **state)
         assert_int_equal(flat[1] + flat[2], 0);
         assert_int_equal(flat[3], 11);
         assert_int_equal(iov_total(iov, 3), 35);
+        skip = 12;
+        for (unsigned i = 0; i < 3; i++)
+                count = iov_append(part, count, iov[i], &skip);
+        assert_int_equal(count, 2);
+        assert_int_equal(skip, 0);
+        assert_ptr_equal(part[0].iov_base, b + 2);
+        assert_int_equal(part[0].iov_len, 18);
+        assert_int_equal(iov_total(part, 2), 23);
 }
 
 int main(void)

@@ -116,7 +116,8 @@ static void judge(struct fixture *f)
         if (!f->theirs || !have_qemu_img())
                 return;
         if (f->checked_by_qemu)
-                assert_int_equal(command("qemu-img check -q -f %s '%s' >'%s/out' 2>&1 || { cat '%s/out'; exit 1; }", f->theirs, f->path, f->m.dir, f->m.dir), 0);
+                assert_int_equal(command("qemu-img check -q -f %s '%s' >'%s/out' 2>&1 || { cat '%s/out'; exit 1; }", f->theirs, f->path, f->m.dir,
+                                         f->m.dir), 0);
         compare_by_qemu(&f->m, f->theirs, f->path);
 }
 
@@ -159,8 +160,8 @@ static void writes_by_qemu(struct fixture *f, unsigned count)
                 }
                 memset(f->m.model + from, (int)fill, size_bytes);
         }
-        assert_int_equal(command("qemu-io -f %s %s '%s' >'%s/out' 2>&1 && ! grep -i -q fail '%s/out' || { cat '%s/out'; exit 1; }", f->theirs, commands, f->path,
-                                 f->m.dir, f->m.dir, f->m.dir), 0);
+        assert_int_equal(command("qemu-io -f %s %s '%s' >'%s/out' 2>&1 && ! grep -i -q fail '%s/out' || { cat '%s/out'; exit 1; }", f->theirs, commands,
+                                 f->path, f->m.dir, f->m.dir, f->m.dir), 0);
         free(commands);
 }
 

@@ -21,7 +21,8 @@ struct bitmap_args {
 
 static const struct opt bitmap_options[] = {
         { "format", "FORMAT", "of the image; without it, what its suffix says", OPT_TEXT, BITMAP(format) },
-        { "granularity", "SIZE", "add: what a bit stands for, 512 to 2G, a power of two", OPT_SIZE, BITMAP(granularity_bytes), .fallback = "the image's cluster, 4K to 64K" },
+        { "granularity", "SIZE", "add: what a bit stands for, 512 to 2G, a power of two", OPT_SIZE, BITMAP(granularity_bytes),
+          .fallback = "the image's cluster, 4K to 64K" },
         { "disabled", NULL, "add: it does not watch before it is enabled", OPT_FLAG, BITMAP(disabled) },
         { "from", "FILE", "merge: the image that has the other bitmap, when it is not this one", OPT_TEXT, BITMAP(from), .complete = OPT_COMPLETE_FILE },
         { "from-format", "FORMAT", "of that image", OPT_TEXT, BITMAP(from_format) },
@@ -52,8 +53,8 @@ const struct opt_command disk_bitmap_table = {
 static json_t *about_bitmap(const struct block_bitmap *b)
 {
         return json_pack("{s:s%, s:I, s:I, s:b, s:b, s:b}", "name", b->name, strlen(b->name), "granularity_bytes", (json_int_t)(UINT64_C(1) << b->shift),
-                         "dirty_bytes", (json_int_t)MIN(b->dirty << b->shift, b->size_bytes), "enabled", b->enabled, "persistent", b->persistent, "inconsistent",
-                         b->inconsistent);
+                         "dirty_bytes", (json_int_t)MIN(b->dirty << b->shift, b->size_bytes), "enabled", b->enabled, "persistent", b->persistent,
+                         "inconsistent", b->inconsistent);
 }
 
 static void print_bitmap(const struct block_bitmap *b)

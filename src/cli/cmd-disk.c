@@ -25,7 +25,8 @@ const struct opt_command disk_table = {
         .group = true,
         .summary = "make, look at, check and copy disk images",
         .description = "Works on images by itself, while nobody else uses them: a lock on the file says so. The format of an image is the one named, "
-                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vhdx .vmdk .luks); commands that only read look at the contents where that says nothing.",
+                       "else that of the file name's suffix (.raw .img .qcow2 .vdi .vhd .vpc .vhdx .vmdk .luks); commands that only read look at the contents "
+                       "where that says nothing.",
         .sections = disk_sections,
 };
 
@@ -424,7 +425,10 @@ static int check_work(struct disk_session *session, void *into, struct err *err)
 {
         struct image_args *args = into;
         unsigned said = 0;
-        struct block_check check = { .ctx = &said, .mend = args->repair ? BLOCK_MEND_ALL : args->leaks ? BLOCK_MEND_LEAKS : BLOCK_MEND_NOTHING, .say = args->quiet ? NULL : say };
+        struct block_check check = {
+                .ctx = &said, .mend = args->repair ? BLOCK_MEND_ALL : args->leaks ? BLOCK_MEND_LEAKS : BLOCK_MEND_NOTHING,
+                .say = args->quiet ? NULL : say,
+        };
         struct block *block;
         int r;
 
@@ -467,7 +471,8 @@ static int map_line(json_t *list, uint64_t at, const struct block_extent *e)
         json_t *about;
 
         if (!list) {
-                printf("%#18" PRIx64 " %#14" PRIx64 "  %-5u  %s%s\n", at, e->size_bytes, e->depth, e->zero ? "zero" : "data", e->compressed ? ", compressed" : "");
+                printf("%#18" PRIx64 " %#14" PRIx64 "  %-5u  %s%s\n", at, e->size_bytes, e->depth, e->zero ? "zero" : "data",
+                       e->compressed ? ", compressed" : "");
                 return 0;
         }
         about = json_pack("{s:I, s:I, s:i, s:b, s:b, s:b}", "start", (json_int_t)at, "length", (json_int_t)e->size_bytes, "depth", (int)e->depth, "present",
@@ -715,7 +720,8 @@ static const char *const compressions[] = { "none", "zlib", "zstd", NULL };
 static const struct opt convert_options[] = {
         { "from", "FORMAT", "of the source; without it, what suffix or contents say", OPT_TEXT, PAIR(from_format) },
         { "to", "FORMAT", "of the new image; without it, what its suffix says", OPT_TEXT, PAIR(to_format) },
-        { "option", "KEY=VALUE", "an option of the new format's own; see virta disk create", OPT_CALL, .call = disk_option_add, .repeated = true, .letter = 'o' },
+        { "option", "KEY=VALUE", "an option of the new format's own; see virta disk create", OPT_CALL, .call = disk_option_add, .repeated = true,
+          .letter = 'o' },
         { "compress", "KIND", "compress what is copied; of qcow2", OPT_CHOICE, PAIR(compression), .choices = compressions, .fallback = "none" },
         { "overwrite", NULL, "replace a file that is there already", OPT_FLAG, PAIR(overwrite) },
         { "sync", NULL, "end when the new image is on stable storage", OPT_FLAG, PAIR(sync) },
@@ -891,4 +897,6 @@ static int compare_run(void *into)
         return disk_command(compare_work, into);
 }
 
-const struct cli_command cli_disk_compare = { .table = &disk_compare_table, .args_size = sizeof(struct pair_args), .run = compare_run, .finish = disk_options_finish };
+const struct cli_command cli_disk_compare = {
+        .table = &disk_compare_table, .args_size = sizeof(struct pair_args), .run = compare_run, .finish = disk_options_finish,
+};

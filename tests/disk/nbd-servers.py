@@ -7,21 +7,10 @@ import subprocess
 import sys
 import threading
 
+import nbd_wire as wire
+from nbd_wire import chunk, get
+
 SIZE = 1 << 20
-
-
-def get(s, n):
-    data = b""
-    while len(data) < n:
-        some = s.recv(n - len(data))
-        if not some:
-            raise EOFError
-        data += some
-    return data
-
-
-def option_reply(s, number, kind, data=b""):
-    s.sendall(struct.pack(">QIII", 0x3E889045565A9, number, kind, len(data)) + data)
 
 
 def export(size=SIZE, flags=1, sizes=(1, 4096, 32 << 20)):
@@ -32,23 +21,18 @@ def handshake(s, go, structured=True):
     s.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
     get(s, 4)
     while True:
-        _, number, length = struct.unpack(">QII", get(s, 16))
-        get(s, length)
-        if number == 11:
-            option_reply(s, number, 1 << 31 | 1)
-        elif number == 8:
-            option_reply(s, number, 1 if structured else 1 << 31 | 1)
-        elif number == 10:
-            option_reply(s, number, 4, struct.pack(">I", 5) + b"base:allocation")
-            option_reply(s, number, 1)
+        number, _ = wire.get_option(s)
+        if number == wire.OPT_EXTENDED:
+            wire.send_option_reply(s, number, wire.REP_UNSUPPORTED)
+        elif number == wire.OPT_STRUCTURED:
+            wire.send_option_reply(s, number, wire.REP_ACK if structured else wire.REP_UNSUPPORTED)
+        elif number == wire.OPT_SET_CONTEXT:
+            wire.send_option_reply(s, number, wire.REP_CONTEXT, struct.pack(">I", 5) + b"base:allocation")
+            wire.send_option_reply(s, number, wire.REP_ACK)
         else:
             for kind, data in go:
-                option_reply(s, number, kind, data)
+                wire.send_option_reply(s, number, kind, data)
             return
-
-
-def chunk(cookie, kind, data, flags=1):
-    return struct.pack(">IHHQI", 0x668E33EF, flags, kind, cookie, len(data)) + data
 
 
 READ_REPLIES = [
@@ -64,8 +48,8 @@ READ_REPLIES = [
     lambda c, o, n: chunk(c, 5, struct.pack(">III", 5, 512, 0)),                      # an answer to another question
     lambda c, o, n: chunk(c, 0x8001, struct.pack(">IH", 0, 0)),                       # no error
     lambda c, o, n: chunk(c, 77, b""),
-    lambda c, o, n: struct.pack(">IIQ", 0x67446698, 0, c),                            # simple, where it may not be
-    lambda c, o, n: struct.pack(">IHHQI", 0x668E33EF, 1, 1, c, 0xFFFFFFFF),
+    lambda c, o, n: struct.pack(">IIQ", wire.SIMPLE_REPLY, 0, c),                            # simple, where it may not be
+    lambda c, o, n: struct.pack(">IHHQI", wire.CHUNK, 1, 1, c, 0xFFFFFFFF),
     lambda c, o, n: struct.pack(">I", 0xDEADBEEF) + bytes(100),
     lambda c, o, n: b"".join(chunk(c, 2, struct.pack(">QI", o + 2 * k, 1), 0) for k in range(200)),  # in too many pieces
     lambda c, o, n: random.Random(c).randbytes(500),
@@ -76,15 +60,15 @@ STATUS_REPLIES = [
     lambda c, o, n: chunk(c, 5, struct.pack(">IIII", 5, 1, 2, 3)),
     lambda c, o, n: chunk(c, 6, struct.pack(">IIQQ", 5, 1, n, 0)),
     lambda c, o, n: chunk(c, 1, struct.pack(">Q", o) + bytes(n)),
-    lambda c, o, n: struct.pack(">IIQ", 0x67446698, 0, c),
+    lambda c, o, n: struct.pack(">IIQ", wire.SIMPLE_REPLY, 0, c),
 ]
 SHAKES = [
     b"",
     b"GET / HTTP/1.0\r\n\r\n",
-    b"NBDMAGIC" + struct.pack(">Q", 0x420281861253) + bytes(200),
+    b"NBDMAGIC" + struct.pack(">Q", wire.OLD_STYLE) + bytes(200),
     b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3) + bytes(40),
-    b"NBDMAGICIHAVEOPT" + struct.pack(">HQIII", 3, 0x3E889045565A9, 11, 1, 0xFFFFFFFF),
-    b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3) + struct.pack(">QIII", 0x3E889045565A9, 11, 4, 0) * 300,
+    b"NBDMAGICIHAVEOPT" + struct.pack(">HQIII", 3, wire.OPTION_REPLY, 11, 1, 0xFFFFFFFF),
+    b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3) + struct.pack(">QIII", wire.OPTION_REPLY, 11, 4, 0) * 300,
 ]
 EXPORTS = [
     export(0), export(2**64 - 1), export(sizes=(3, 4096, 1 << 20)), export(sizes=(4096, 512, 1 << 20)), export(sizes=(4096, 4096, 5000)),
@@ -109,10 +93,10 @@ def answer(status, read):
     def talk(s):
         handshake(s, export())
         while True:
-            _, _, command, cookie, offset, length = struct.unpack(">IHHQQI", get(s, 28))
-            if command == 7:
+            command, cookie, offset, length = wire.get_request(s)
+            if command == wire.CMD_STATUS:
                 s.sendall(status(cookie, offset, length))
-            elif command == 0:
+            elif command == wire.CMD_READ:
                 s.sendall(read(cookie, offset, length))
                 s.shutdown(socket.SHUT_WR)
             else:

@@ -469,8 +469,9 @@ static int run_helper(const char *const *arguments, int socket)
 
 static int mount_by_helper(struct fuse_export *export, struct err *err)
 {
-        const char *const arguments[] = { HELPER, "-o", export->readonly ? "ro,default_permissions,fsname=virta,subtype=virta" : "rw,default_permissions,fsname=virta,subtype=virta",
-                                          "--", export->path, NULL };
+        const char *const options = export->readonly ? "ro,default_permissions,fsname=virta,subtype=virta"
+                                                     : "rw,default_permissions,fsname=virta,subtype=virta";
+        const char *const arguments[] = { HELPER, "-o", options, "--", export->path, NULL };
         int pair[2], r;
 
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)

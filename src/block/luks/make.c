@@ -196,12 +196,13 @@ static json_t *make_json(const struct making *m)
                 json_object_set_new(of_digest, "segments", json_pack("[s]", "0"));
                 json_object_set_new(of_digest, "digest", json_string(digest));
         }
-        return json_pack("{s:{s:{s:s, s:I, s:{s:s, s:i, s:s}, s:{s:s, s:s, s:s, s:s, s:I}, s:o}}, s:{}, s:{s:{s:s, s:s, s:s, s:s, s:s, s:i}}, s:{s:o}, s:{s:s, s:s}}",
+        return json_pack("{s:{s:{s:s, s:I, s:{s:s, s:i, s:s}, s:{s:s, s:s, s:s, s:s, s:I}, s:o}},"
+                         " s:{}, s:{s:{s:s, s:s, s:s, s:s, s:s, s:i}}, s:{s:o}, s:{s:s, s:s}}",
                          "keyslots", "0", "type", "luks2", "key_size", key_bytes, "af", "type", "luks1", "stripes", (int)STRIPES, "hash",
                          digest_texts[m->how->digest], "area", "type", "raw", "offset", "32768", "size", area, "encryption", "aes-xts-plain64", "key_size",
                          key_bytes, "kdf", kdf_json(&m->slot), "tokens", "segments", "0", "type", "crypt", "offset", offset, "size", "dynamic", "iv_tweak", "0",
-                         "encryption", "aes-xts-plain64", "sector_size", (int)m->how->sector_bytes, "digests", "0", of_digest, "config", "json_size", json_bytes,
-                         "keyslots_size", slots);
+                         "encryption", "aes-xts-plain64", "sector_size", (int)m->how->sector_bytes, "digests", "0", of_digest, "config", "json_size",
+                         json_bytes, "keyslots_size", slots);
 }
 
 static int write_copy(const struct making *m, const char *text, uint64_t at, luks_write_fn *write, void *ctx)

@@ -49,7 +49,8 @@ static int note_range(struct nbd_part *part, uint64_t from, uint64_t to)
 /* A range that lies within the request. */
 static bool is_within(const struct nbd_part *part, uint64_t offset, uint64_t size_bytes)
 {
-        return size_bytes && offset >= part->header.offset && size_bytes <= part->header.length && offset - part->header.offset <= part->header.length - size_bytes;
+        return size_bytes && offset >= part->header.offset && size_bytes <= part->header.length &&
+               offset - part->header.offset <= part->header.length - size_bytes;
 }
 
 static int read_into(struct nbd_client *c, const struct nbd_part *part, uint64_t at, uint64_t size_bytes)

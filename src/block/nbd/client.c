@@ -126,12 +126,8 @@ static unsigned gather(struct nbd_client *c, struct iovec *iov)
                         take_slot(c, part);
                 for (unsigned n = 0; n <= pieces; n++) {
                         struct iovec piece = n ? part->iov[n - 1] : (struct iovec){ part->bytes, nbd_request_bytes(c->export.extended) };
-                        size_t some = MIN(skip, piece.iov_len);
 
-                        skip -= some;
-                        if (some == piece.iov_len)
-                                continue;
-                        iov[count++] = (struct iovec){ (uint8_t *)piece.iov_base + some, piece.iov_len - some };
+                        count = iov_append(iov, count, piece, &skip);
                         if (count == SEND_PIECES)
                                 return count;
                 }
@@ -396,7 +392,8 @@ static int add_request(struct nbd_client *c, struct block_request *guest)
                 return add_parts(c, guest, NBD_CMD_TRIM, fua, size_bytes, RANGE_BYTES);
         case BLOCK_WRITE_ZEROES:
                 if (export->flags & NBD_SEND_WRITE_ZEROES)
-                        return add_parts(c, guest, NBD_CMD_WRITE_ZEROES, fua | (guest->flags & BLOCK_F_UNMAP ? 0 : NBD_CMD_FLAG_NO_HOLE), size_bytes, RANGE_BYTES);
+                        return add_parts(c, guest, NBD_CMD_WRITE_ZEROES, fua | (guest->flags & BLOCK_F_UNMAP ? 0 : NBD_CMD_FLAG_NO_HOLE), size_bytes,
+                                         RANGE_BYTES);
                 if (size_bytes > ZEROES_BYTES)
                         return -EOPNOTSUPP;
                 return add_parts(c, guest, NBD_CMD_WRITE, fua | (export->extended ? NBD_CMD_FLAG_PAYLOAD_LEN : 0), size_bytes,

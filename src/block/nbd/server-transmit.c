@@ -124,12 +124,8 @@ static unsigned gather(const struct nbd_connection *c, struct iovec *iov)
         for (const struct nbd_request *request = c->out; request; request = request->next)
                 for (unsigned n = 0; n <= request->piece_count; n++) {
                         struct iovec piece = n ? request->pieces[n - 1] : (struct iovec){ (void *)request->head, request->head_bytes };
-                        size_t some = MIN(skip, piece.iov_len);
 
-                        skip -= some;
-                        if (some == piece.iov_len)
-                                continue;
-                        iov[count++] = (struct iovec){ (uint8_t *)piece.iov_base + some, piece.iov_len - some };
+                        count = iov_append(iov, count, piece, &skip);
                         if (count == SEND_PIECES)
                                 return count;
                 }

@@ -137,7 +137,8 @@ static int parse_url(const char *text, struct nbd_uri *uri, struct err *err)
         if (r < 0)
                 return err && err->code ? r : err_set(err, r, "it is not rightly written");
         if (unix_socket != !!uri->socket || (!unix_socket && !*uri->host))
-                return err_set(err, -EINVAL, "%s", unix_socket ? "socket=PATH is missing" : uri->socket ? "socket= goes with nbd+unix:" : "the host is missing");
+                return err_set(err, -EINVAL, "%s",
+                               unix_socket ? "socket=PATH is missing" : uri->socket ? "socket= goes with nbd+unix:" : "the host is missing");
         if (!uri->tls)
                 return 0;
         if (!uri->certificates == !uri->keys)

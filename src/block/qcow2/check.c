@@ -617,7 +617,8 @@ static int count_anew(struct walk *w, uint32_t order, struct err *err)
                 return err_set(err, -EIO, "disk %s is not sound: virta disk check --repair %s", q->block.path, q->block.path);
         for (uint64_t n = 0; n < w->clusters && r == 0; n++)
                 if (w->refs[n] > most || w->refs[n] == REFS_MAX)
-                        return err_set(err, -ERANGE, "disk %s has clusters that are used %u times, more than %u bits count", q->block.path, w->refs[n], 1u << order);
+                        return err_set(err, -ERANGE, "disk %s has clusters that are used %u times, more than %u bits count", q->block.path,
+                                       w->refs[n], 1u << order);
         if (r < 0)
                 return err_errno(err, r, "cannot read disk %s", q->block.path);
         q->header.refcount_order = order;

@@ -138,7 +138,8 @@ static int lay_out(struct qcow2 *q, struct layout *l, struct err *err)
 
         entries = MAX((clusters >> q->l2_bits) + !!(clusters & ((UINT64_C(1) << q->l2_bits) - 1)), UINT64_C(1));
         if (entries * 8 > QCOW2_L1_BYTES_MAX)
-                return err_set(err, -EFBIG, "a disk of %" PRIu64 " bytes is too large for clusters of %" PRIu64 " bytes", q->header.size_bytes, q->cluster_bytes);
+                return err_set(err, -EFBIG, "a disk of %" PRIu64 " bytes is too large for clusters of %" PRIu64 " bytes", q->header.size_bytes,
+                               q->cluster_bytes);
         q->header.l1_entries = (uint32_t)entries;
         l->l1_clusters = qcow2_clusters(q, entries * 8);
         for (l->blocks = 1; l->blocks != before;) {
@@ -245,7 +246,8 @@ int qcow2_measure(const struct block_creation *creation, struct block *source, s
         tables = round_up(clusters, UINT64_C(1) << q.l2_bits);
         entries = align_up(tables, q.cluster_bytes / 8);
         if (tables * 8 > QCOW2_L1_BYTES_MAX)
-                return err_set(err, -EFBIG, "a disk of %" PRIu64 " bytes is too large for clusters of %" PRIu64 " bytes", creation->size_bytes, q.cluster_bytes);
+                return err_set(err, -EFBIG, "a disk of %" PRIu64 " bytes is too large for clusters of %" PRIu64 " bytes", creation->size_bytes,
+                               q.cluster_bytes);
         if (source)
                 r = block_count_data(source, q.cluster_bytes, &data);
         if (r < 0)

@@ -375,7 +375,8 @@ static void close_image(struct mapped *m)
 }
 
 static const struct mapped_ops vdi_ops = {
-        .struct_bytes = sizeof(struct vdi), .page_bytes = BLOCK_SECTOR, .open = open_image, .close = close_image, .map = vdi_map, .take = vdi_take, .name = vdi_name,
+        .struct_bytes = sizeof(struct vdi), .page_bytes = BLOCK_SECTOR, .open = open_image, .close = close_image, .map = vdi_map, .take = vdi_take,
+        .name = vdi_name,
 };
 
 static int vdi_open(const struct block_opening *opening, struct block **block, struct err *err)

@@ -129,11 +129,10 @@ static int vmdk_map(struct mapped *m, uint64_t at, uint64_t size_bytes, bool wai
 }
 
 /* At the end of the extent. */
-static int take_space(struct vmdk *v, struct vmdk_extent *e, uint64_t size_bytes, uint64_t alignment, uint64_t *at)
+static int take_space(struct vmdk_extent *e, uint64_t size_bytes, uint64_t alignment, uint64_t *at)
 {
         uint64_t start = align_up(e->end, alignment);
 
-        (void)v;
         if (start + size_bytes > (uint64_t)UINT32_MAX * VMDK_SECTOR)
                 return -EFBIG;
         if (!e->file->info.grows && start + size_bytes > e->file->info.size_bytes)
@@ -148,7 +147,7 @@ static int add_table(struct vmdk *v, struct vmdk_extent *e, bool redundant, uint
         uint64_t directory = redundant ? e->header.redundant_offset : e->header.directory_offset, size_bytes = e->header.table_entries * 4ull, at;
         _cleanup_free_ uint8_t *zeroes = calloc(1, size_bytes);
         uint8_t entry[4];
-        int r = zeroes ? take_space(v, e, size_bytes, VMDK_SECTOR, &at) : -ENOMEM;
+        int r = zeroes ? take_space(e, size_bytes, VMDK_SECTOR, &at) : -ENOMEM;
 
         if (r == 0)
                 r = block_write(e->file, at, zeroes, size_bytes);
@@ -216,7 +215,7 @@ static int vmdk_take(struct mapped *m, uint64_t at, uint64_t size_bytes, struct 
                 return -EROFS;
         r = tables_for(v, e, grain, &first, &second);
         if (r == 0)
-                r = take_space(v, e, (end - grain) * e->grain_bytes, e->grain_bytes, &host);
+                r = take_space(e, (end - grain) * e->grain_bytes, e->grain_bytes, &host);
         if (r < 0)
                 return r;
         *place = (struct mapped_place){

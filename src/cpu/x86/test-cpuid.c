@@ -27,7 +27,7 @@ static void test_models(void **state)
         assert_false(x86_model_has(&model, X86_F_SSE42));
         assert_false(x86_model_has(&model, X86_F_AVX));
         assert_int_equal(x86_model_init(&model, "max", 1, &err), 0);
-        /* What is not implemented is not offered. */
+        /* What the processor cannot do is not in its CPUID. */
         assert_false(x86_model_has(&model, X86_F_VME));
         assert_false(x86_model_has(&model, X86_F_PKU));
         assert_true(!x86_model_has(&model, X86_F_AVX) || x86_model_has(&model, X86_F_XSAVE));

@@ -1,3 +1,4 @@
+#define ERR_DEFINED_HERE
 #include "base/err.h"
 
 #include <errno.h>

@@ -12,6 +12,8 @@
  */
 #pragma once
 
+#include <errno.h>
+
 #include "base/util.h"
 
 #define ERR_TEXT_MAX 1024
@@ -35,3 +37,11 @@ int err_wrap(struct err *err, int code, const char *fmt, ...) _printf_(3, 4);
 
 /* Out of memory, the one error without a subject: returns -ENOMEM. */
 int err_nomem(struct err *err);
+
+#if defined(__clang_analyzer__) && !defined(ERR_DEFINED_HERE)
+/* It sees one file at a time: which code comes back is said here, so that it does not take an error for none. */
+#define err_set(err, code, ...) ((void)err_set(err, code, __VA_ARGS__), (code))
+#define err_errno(err, code, ...) ((void)err_errno(err, code, __VA_ARGS__), (code))
+#define err_wrap(err, code, ...) ((void)err_wrap(err, code, __VA_ARGS__), (code))
+#define err_nomem(err) ((void)err_nomem(err), -ENOMEM)
+#endif

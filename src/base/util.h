@@ -77,6 +77,13 @@ static inline void closep(int *fd)
 #define _cleanup_free_ _cleanup_(freep)
 #define _cleanup_close_ _cleanup_(closep)
 
+/* A text's bytes, without the 0 at its end. */
+static inline void put_letters(uint8_t *to, const char *text)
+{
+        while (*text)
+                *to++ = (uint8_t)*text++;
+}
+
 static inline uint64_t align_up(uint64_t value, uint64_t alignment)
 {
         return (value + alignment - 1) & ~(alignment - 1);

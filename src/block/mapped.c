@@ -428,7 +428,7 @@ static void clear_work(void *arg)
 {
         struct block_request *guest = arg;
         struct mapped *m = of_request(guest);
-        uint64_t at = guest->offset_bytes, end = at + guest->size_bytes, done, rest = 0;
+        uint64_t at = guest->offset_bytes, end = at + guest->size_bytes, done = 0, rest = 0;
         int r = m->streamed ? -EROFS : 0;
 
         while (r == 0 && at < end) {

@@ -116,8 +116,9 @@ static int add_bitmap(struct block *block, const struct bitmap_args *args, struc
         if (granularity > BLOCK_BITMAP_GRANULARITY_MAX || granularity < BLOCK_BITMAP_GRANULARITY_MIN || !is_power_of_two(granularity))
                 return err_set(err, -EINVAL, "--granularity: it is a power of two, 512 to 2G");
         r = block_bitmap_can_persist(block, args->name, (uint32_t)granularity, err);
-        if (r == 0)
-                r = block_bitmap_add(block, args->name, (uint32_t)granularity, &b, err);
+        if (r < 0)
+                return r;
+        r = block_bitmap_add(block, args->name, (uint32_t)granularity, &b, err);
         if (r < 0)
                 return r;
         b->persistent = true;

@@ -576,7 +576,7 @@ static void free_rest(struct fuse_export *export)
         unmount(export);
         if (export->fd >= 0)
                 close(export->fd);
-        if (export->made)
+        if (export->made && export->path)
                 (void)unlink(export->path);
         while (export->spare) {
                 struct message *next = export->spare->next;

@@ -99,7 +99,7 @@ static int keep(struct copy_on_read *f, uint64_t at, uint64_t size_bytes, const 
         uint64_t done = 0;
 
         while (done < size_bytes) {
-                struct block_extent here, all;
+                struct block_extent here, all = { 0 };
                 uint64_t some;
                 int r = block_disk_image_status(child, at + done, size_bytes - done, &here);
 

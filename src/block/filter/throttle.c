@@ -62,8 +62,11 @@ static void costs(const struct block_throttle_group *g, const struct block_reque
         memset(cost, 0, BUCKETS * sizeof(*cost));
         if (req->op == BLOCK_FLUSH)
                 return;
-        if (g->request_bytes && req->size_bytes > g->request_bytes)
-                requests = (double)((req->size_bytes + g->request_bytes - 1) / g->request_bytes);
+        if (g->request_bytes && req->size_bytes > g->request_bytes) {
+                uint64_t whole = (req->size_bytes + g->request_bytes - 1) / g->request_bytes;
+
+                requests = (double)whole;
+        }
         if (req->op != BLOCK_READ && req->op != BLOCK_WRITE)
                 bytes = 0; /* none go over the wire */
         cost[ALL_REQUESTS] = cost[req->op == BLOCK_READ ? READS : WRITES] = requests;

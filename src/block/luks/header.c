@@ -399,7 +399,7 @@ static int try_slot(const struct luks *l, const struct luks_slot *slot, luks_rea
 {
         size_t size_bytes = align_up((uint64_t)slot->stripes * l->key_bytes, 512);
         _cleanup_free_ uint8_t *stripes = malloc(size_bytes);
-        uint8_t area_key[CIPHER_KEY_MAX], digest[CIPHER_DIGEST_MAX];
+        uint8_t area_key[CIPHER_KEY_MAX], digest[CIPHER_DIGEST_MAX] = { 0 };
         struct cipher *cipher = NULL;
         int r = stripes ? kdf_run(&slot->kdf, secret, secret_bytes, area_key, slot->area_key_bytes, err) : err_nomem(err);
 

@@ -129,15 +129,15 @@ static int write1(struct making *m, luks_write_fn *write, void *ctx)
         uint8_t head[4096] = { 'L', 'U', 'K', 'S', 0xba, 0xbe, 0, 1 };
         int r;
 
-        memcpy(head + 8, "aes", 3);
-        memcpy(head + 40, "xts-plain64", 11);
-        strcpy((char *)head + 72, digest_texts[m->how->digest]);
+        put_letters(head + 8, "aes");
+        put_letters(head + 40, "xts-plain64");
+        put_letters(head + 72, digest_texts[m->how->digest]);
         put_be(head + 104, PAYLOAD1_BYTES / 512, 4);
         put_be(head + 108, m->how->key_bytes, 4);
         memcpy(head + 112, m->digest, 20);
         memcpy(head + 132, m->of_digest.salt, 32);
         put_be(head + 164, m->of_digest.iterations, 4);
-        memcpy(head + 168, m->uuid, 36);
+        put_letters(head + 168, m->uuid);
         for (unsigned n = 0; n < 8; n++) {
                 uint8_t *slot = head + 208 + n * 48;
 
@@ -213,14 +213,15 @@ static int write_copy(const struct making *m, const char *text, uint64_t at, luk
 
         if (!bytes)
                 return -ENOMEM;
-        memcpy(bytes, at ? "SKUL\xba\xbe\0\2" : "LUKS\xba\xbe\0\2", 8);
+        put_letters(bytes, at ? "SKUL\xba\xbe" : "LUKS\xba\xbe");
+        bytes[7] = 2;
         put_be(bytes + 8, COPY_BYTES, 8);
         put_be(bytes + 16, 1, 8);
-        memcpy(bytes + 72, "sha256", 6);
+        put_letters(bytes + 72, "sha256");
         r = random_bytes(bytes + 104, 64);
-        memcpy(bytes + 168, m->uuid, 36);
+        put_letters(bytes + 168, m->uuid);
         put_be(bytes + 256, at, 8);
-        strcpy((char *)bytes + 4096, text);
+        put_letters(bytes + 4096, text);
         if (r == 0)
                 r = digest_of(DIGEST_SHA256, bytes, COPY_BYTES, sum, NULL);
         memcpy(bytes + 448, sum, r == 0 ? 32 : 0);

@@ -46,7 +46,7 @@ static int refuse(struct nbd_connection *c, const struct option *option, uint32_
 
 static bool is_ours(const struct nbd_connection *c, const void *name, uint32_t size_bytes)
 {
-        return size_bytes == strlen(c->server->config.export_name) && !memcmp(name, c->server->config.export_name, size_bytes);
+        return name && size_bytes == strlen(c->server->config.export_name) && !memcmp(name, c->server->config.export_name, size_bytes);
 }
 
 /* ---- what an export is ---- */

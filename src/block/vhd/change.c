@@ -94,7 +94,7 @@ static void put_size(uint8_t *footer, uint64_t size_bytes)
 /* "Hard Disk Footer Format". */
 static int make_footer(uint8_t *footer, const struct choice *choice, uint64_t size_bytes)
 {
-        memcpy(footer, "conectix", 8);
+        put_letters(footer, "conectix");
         put_be32(footer + 8, 2);
         put_be32(footer + 12, 0x00010000);
         put_be64(footer + VHD_DATA_OFFSET, choice->fixed ? UINT64_MAX : VHD_FOOTER_BYTES);
@@ -102,7 +102,7 @@ static int make_footer(uint8_t *footer, const struct choice *choice, uint64_t si
         /* What says to readers that the size counts, or that the geometry does. */
         memcpy(footer + VHD_CREATOR, choice->by_geometry ? "vpc " : "win ", 4);
         put_be32(footer + 32, 0x00060002);
-        memcpy(footer + 36, "Wi2k", 4);
+        put_letters(footer + 36, "Wi2k");
         put_be64(footer + VHD_ORIGINAL_SIZE, size_bytes);
         put_be32(footer + VHD_TYPE, choice->fixed ? VHD_FIXED : VHD_DYNAMIC);
         if (mapped_new_uuid(footer + VHD_UUID) < 0)
@@ -136,7 +136,7 @@ static int make_dynamic(struct block *file, const uint8_t *footer, uint64_t size
 
         if (r < 0)
                 return r;
-        memcpy(header, "cxsparse", 8);
+        put_letters(header, "cxsparse");
         put_be64(header + 8, UINT64_MAX);
         put_be64(header + VHD_TABLE_OFFSET, table);
         put_be32(header + 24, 0x00010000);
@@ -247,7 +247,7 @@ int vhd_resize(struct block *block, uint64_t size_bytes, struct err *err)
                 return err_set(err, -EOPNOTSUPP, "disk %s is on a block device; its size cannot be changed here", block->path);
         r = mapped_flush(&v->m);
         if (r == 0) {
-                memcpy(v->footer + VHD_CREATOR, "win ", 4); /* the size counts from now on */
+                put_letters(v->footer + VHD_CREATOR, "win "); /* the size counts from now on */
                 put_size(v->footer, size_bytes);
                 block->info.size_bytes = size_bytes;
                 r = v->type == VHD_FIXED ? resize_fixed(v, old, size_bytes) : resize_dynamic(v, old, size_bytes);

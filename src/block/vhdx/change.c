@@ -63,7 +63,7 @@ static int write_metadata(struct block *file, const struct choice *choice, uint6
 
         if (r < 0)
                 return r;
-        memcpy(bytes, "metadata", 8);
+        put_letters(bytes, "metadata");
         put_le16(bytes + 10, 5);
         put_item(bytes, 0, vhdx_guid_parameters, 0, 8, 4);
         put_item(bytes, 1, vhdx_guid_size, 8, 8, 6);
@@ -95,7 +95,7 @@ static int write_regions(struct block *file, const uint32_t crc[256], uint64_t b
 
         if (!bytes)
                 return -ENOMEM;
-        memcpy(bytes, "regi", 4);
+        put_letters(bytes, "regi");
         put_le32(bytes + 8, 2);
         put_region(bytes, 0, vhdx_guid_bat, AT_BAT, bat_bytes);
         put_region(bytes, 1, vhdx_guid_metadata, AT_METADATA, VHDX_MIB);
@@ -109,7 +109,7 @@ static int write_headers(struct block *file, const uint32_t crc[256])
         uint8_t bytes[VHDX_HEADER_BYTES] = { 0 };
         int r = mapped_new_uuid(bytes + 16);
 
-        memcpy(bytes, "head", 4);
+        put_letters(bytes, "head");
         if (r == 0)
                 r = mapped_new_uuid(bytes + 32);
         put_le16(bytes + 66, 1);

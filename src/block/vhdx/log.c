@@ -204,12 +204,12 @@ int vhdx_replay(struct vhdx *v, struct err *err)
 
 static void put_descriptor(uint8_t *d, uint8_t *data, uint64_t sequence, uint64_t offset, const uint8_t *page)
 {
-        memcpy(d, "desc", 4);
+        put_letters(d, "desc");
         memcpy(d + 4, page + VHDX_LOG_SECTOR - 4, 4);
         memcpy(d + 8, page, 8);
         put_le64(d + 16, offset);
         put_le64(d + 24, sequence);
-        memcpy(data, "data", 4);
+        put_letters(data, "data");
         put_le32(data + 4, (uint32_t)(sequence >> 32));
         memcpy(data + 8, page + 8, VHDX_LOG_SECTOR - 12);
         put_le32(data + VHDX_LOG_SECTOR - 4, (uint32_t)sequence);
@@ -238,7 +238,7 @@ int vhdx_journal(struct table_cache *cache, struct table_page *const page[], con
         if (r < 0)
                 return r;
         v->in_place = false;
-        memcpy(entry, "loge", 4);
+        put_letters(entry, "loge");
         put_le32(entry + 8, length);
         put_le32(entry + 12, v->log_head);
         put_le64(entry + 16, v->log_sequence);

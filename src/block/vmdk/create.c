@@ -69,7 +69,7 @@ void vmdk_put_header(const struct vmdk_header *h, uint8_t bytes[VMDK_SECTOR])
         put_le64(bytes + 48, h->redundant_offset);
         put_le64(bytes + 56, h->directory_offset);
         put_le64(bytes + 64, h->overhead);
-        memcpy(bytes + 73, "\n \r\n", 4);
+        put_letters(bytes + 73, "\n \r\n");
         put_le16(bytes + 77, h->compression);
 }
 

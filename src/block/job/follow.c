@@ -206,6 +206,15 @@ static int copy_rest(struct follow *f)
         return r == 0 ? block_flush(f->to) : r;
 }
 
+/* Who uses a bitmap of an image (an export) would lose it with the image. */
+static int check_bitmaps(const struct follow *f, struct err *err)
+{
+        for (const struct block_bitmap *b = f->image->bitmaps; b; b = b->next)
+                if (b->users)
+                        return err_set(err, -EBUSY, "disk %s: bitmap %s is in use, so the disk cannot go on in %s", f->image->path, b->name, f->to->path);
+        return 0;
+}
+
 /* ---- commit ---- */
 
 static struct block *front_of(struct block *node, const struct block *base)
@@ -243,7 +252,9 @@ static int commit_begin(struct block_job *job, struct err *err)
                 return err_set(err, -EINVAL, "disk %s is not behind %s", f->to->path, f->image->path);
         if (!job->config.pivot && (f->to != f->image->child[BLOCK_BACKING] || !f->image->driver->make_empty))
                 return err_set(err, -EOPNOTSUPP, "disk %s cannot be emptied for that; the disk can go on in %s", f->image->path, f->to->path);
-        r = block_bitmap_add(f->image, NULL, block_bitmap_granularity(f->image), &f->dirty, err);
+        r = job->config.pivot ? check_bitmaps(f, err) : 0;
+        if (r == 0)
+                r = block_bitmap_add(f->image, NULL, block_bitmap_granularity(f->image), &f->dirty, err);
         if (r < 0)
                 return r;
         block_disk_hold(job->disk);
@@ -293,6 +304,8 @@ static int mirror_begin(struct block_job *job, struct err *err)
         if (r == 0 && target->info.size_bytes != f->image->info.size_bytes && (job->config.pivot || job->config.follow))
                 r = err_set(err, -EINVAL, "disk %s has %" PRIu64 " bytes, %s %" PRIu64, target->path, target->info.size_bytes, f->image->path,
                             f->image->info.size_bytes);
+        if (r == 0 && job->config.pivot)
+                r = check_bitmaps(f, err);
         if (r == 0)
                 r = block_bitmap_add(f->image, NULL, block_bitmap_granularity(f->image), &f->dirty, err);
         if (r < 0)
@@ -332,7 +345,9 @@ static int follow_run(struct block_job *job)
         r = copy_rest(f);
         if (r < 0)
                 failed(f, r);
-        else
+        else if (job->config.pivot)
+                r = check_bitmaps(f, &job->why); /* it may have been told so only now */
+        if (r == 0)
                 r = f->commit ? commit_over(f) : mirror_over(f);
         block_disk_let_go(job->disk);
         return r;

@@ -718,6 +718,7 @@ static void refused(void **state)
         struct block_job_config config = { .kind = BLOCK_JOB_STREAM };
         struct block_job *job;
         struct err err = ERR_INIT;
+        struct block_bitmap *bitmap;
         struct block *target;
 
         create(f, "alone.qcow2", NULL, DISK_BYTES, NULL);
@@ -738,6 +739,13 @@ static void refused(void **state)
         config.target = target;
         config.done = job_done;
         config.ctx = f;
+        config.kind = BLOCK_JOB_MIRROR;
+        config.pivot = true;
+        assert_int_equal(block_bitmap_add(block_disk_root(f->disk), "used", 65536, &bitmap, NULL), 0);
+        bitmap->users++;
+        assert_int_equal(block_job_start(&config, &job, &err), -EBUSY);
+        bitmap->users--;
+        config.kind = BLOCK_JOB_BACKUP;
         assert_int_equal(block_job_start(&config, &job, &err), 0);
         assert_int_equal(block_job_start(&config, &job, &err), -EBUSY);
         block_job_end(f->disk, &f->loop);

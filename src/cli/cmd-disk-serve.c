@@ -88,7 +88,7 @@ static const struct opt serve_options[] = {
         { "tls-psk", "FILE", "NBD only over TLS, with keys that clients know, too: lines USER:KEY, as psktool makes them", OPT_TEXT, SERVE(tls_psk),
           .complete = OPT_COMPLETE_FILE },
         { "connections", "N", "so many NBD clients at a time; more have to wait", OPT_NUMBER, SERVE(connections), .fallback = "16", .min = 1, .max = 1000 },
-        { "filter", "NAME[:KEY=VALUE]...", "put a filter in front of the image: throttle, fault, copy-on-read", OPT_CALL,
+        { "filter", "NAME[:KEY=VALUE]...", "put a filter in front of the image: throttle, fault, copy-on-read, checksum:file=FILE", OPT_CALL,
           .call = add_filter, .repeated = true },
         { "job", "WORDS", "begin a job on the disk when clients can come: 'stream', 'commit', 'mirror FILE pivot', 'backup FILE bitmap=NAME', …",
           OPT_TEXT, SERVE(job) },

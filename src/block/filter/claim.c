@@ -9,6 +9,8 @@ static bool in_the_way(const struct claim *a, const struct claim *b)
 {
         if (a->from >= b->to || b->from >= a->to)
                 return false;
+        if (a->kind == CLAIM_ALONE || b->kind == CLAIM_ALONE)
+                return true;
         if (a->kind == b->kind)
                 return a->kind == CLAIM_COPY;
         return a->kind == CLAIM_WRITE || b->kind == CLAIM_WRITE;

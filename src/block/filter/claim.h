@@ -7,12 +7,13 @@
  *      write        -    waits  waits     writes of the guest may overlap: that is its own affair
  *      copy       waits  waits    -
  *      read       waits    -      -
+ *      alone      waits  waits  waits    and others of its kind
  */
 #pragma once
 
 #include "base/fiber.h"
 
-enum claim_kind { CLAIM_WRITE, CLAIM_COPY, CLAIM_READ };
+enum claim_kind { CLAIM_WRITE, CLAIM_COPY, CLAIM_READ, CLAIM_ALONE };
 
 struct claim {
         struct claim *next;

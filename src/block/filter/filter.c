@@ -203,11 +203,13 @@ int block_filter_new(struct block *child, const char *text, struct block **block
                 return err_nomem(err);
         if (!strcmp(copy, "copy-on-read"))
                 return block_copy_on_read_new(child, true, block, err);
+        if (!strncmp(copy, "checksum:file=", 14) && copy[14])
+                return block_checksum_new(child, copy + 14, block, err);
         if (colon)
                 *colon = '\0';
         throttle = strcmp(copy, "throttle") == 0;
         if (!throttle && strcmp(copy, "fault"))
-                return err_set(err, -EINVAL, "no filter '%s'; there are: throttle, fault, copy-on-read", text);
+                return err_set(err, -EINVAL, "no filter '%s'; there are: throttle, fault, copy-on-read, checksum:file=FILE", text);
         r = colon ? take_all(&parsed, throttle, colon + 1, err) : 0;
         if (r < 0)
                 return r;

@@ -4,6 +4,7 @@
  *      throttle   so many requests, so many bytes a second; several disks may share a group's limits
  *      fault      errors at chosen requests, for tests, ours and users'
  *      copy-on-read   what was read from a backing file is in the image from then on
+ *      checksum   what is read is what was written, or an error
  *      copy-before-write   keeps the state of a disk at one point in time
  *
  * A filter takes its child over when it was made; when that fails the child stays the caller's. All that a filter does not do itself (status,
@@ -66,6 +67,11 @@ int block_copy_on_read_new(struct block *child, bool on_read, struct block **blo
 void block_copy_on_read_claim(struct block *block, struct claim *claim, uint64_t offset_bytes, uint64_t size_bytes);
 void block_copy_on_read_release(struct block *block, struct claim *claim);
 
+/* ---- checksum.c ---- */
+
+/* With the checksums in that file, which is made when it is not there. block_finish() writes what is known to it. */
+int block_checksum_new(struct block *child, const char *path, struct block **block, struct err *err) _must_check_;
+
 /* ---- before-write.c ---- */
 
 /* Keeps the state of now: all of it, or what is set in `only`. Source and target are the filter's children then. */
@@ -89,7 +95,7 @@ void block_before_write_give_up(struct block *filter, int error);
 /* ---- by a text ---- */
 
 /*
- * "throttle:requests=100,bytes=10M,burst-bytes=20M", "fault:op=write,errno=EIO,after=5,times=1,chance=1000", "copy-on-read": a filter in front of
+ * "throttle:requests=100,bytes=10M,burst-bytes=20M", "fault:op=write,errno=EIO,after=5,times=1,chance=1000", "copy-on-read", "checksum:file=PATH": a filter in front of
  * child. Colons will do for commas.
  * -EINVAL says what is wrong with it.
  */

@@ -179,26 +179,26 @@ static void faults(void **state)
 
 static struct memory_file *memory_of(struct fixture *f)
 {
-        return container_of(f->file, struct memory_file, block);
+        return f->on.file;
 }
 
 static void open_checksum(struct fixture *f, const char *path)
 {
         struct err err = ERR_INIT;
 
-        if (block_checksum_new(f->file, path, &f->disk, &err) < 0)
+        if (block_checksum_new(&f->on.file->block, path, &f->on.disk, &err) < 0)
                 fail_msg("%s", err.text);
 }
 
 /* As a crash leaves it; the file in memory stays. */
 static void crash(struct fixture *f)
 {
-        struct block *file = block_detach(f->disk, BLOCK_FILE);
+        struct block *file = block_detach(f->on.disk, BLOCK_FILE);
 
-        assert_ptr_equal(file, f->file);
-        block_close(f->disk);
-        f->disk = NULL;
-        uv_run(&f->loop, UV_RUN_NOWAIT);
+        assert_ptr_equal(file, &f->on.file->block);
+        block_close(f->on.disk);
+        f->on.disk = NULL;
+        uv_run(&f->on.loop, UV_RUN_NOWAIT);
 }
 
 static uint32_t next_random(uint64_t *seed, uint32_t below)
@@ -217,24 +217,24 @@ static void random_requests(struct fixture *f, uint8_t *model, uint64_t *seed, u
 
                 switch (next_random(seed, 8)) {
                 case 0:
-                        assert_int_equal(block_do(f->disk, BLOCK_WRITE_ZEROES, 0, at, size, NULL, 0), 0);
+                        assert_int_equal(block_do(f->on.disk, BLOCK_WRITE_ZEROES, 0, at, size, NULL, 0), 0);
                         memset(model + at, 0, size);
                         break;
                 case 1:
-                        assert_int_equal(block_do(f->disk, BLOCK_DISCARD, 0, at, size, NULL, 0), 0);
+                        assert_int_equal(block_do(f->on.disk, BLOCK_DISCARD, 0, at, size, NULL, 0), 0);
                         memset(model + at, 0, size); /* as the file in memory does it */
                         break;
                 case 2:
-                        assert_int_equal(block_flush(f->disk), 0);
+                        assert_int_equal(block_flush(f->on.disk), 0);
                         break;
                 case 3:
                 case 4:
-                        assert_int_equal(block_read(f->disk, at, bytes, size), 0);
+                        assert_int_equal(block_read(f->on.disk, at, bytes, size), 0);
                         assert_memory_equal(bytes, model + at, size);
                         break;
                 default:
                         memset(model + at, (int)(1 + next_random(seed, 255)), size);
-                        assert_int_equal(block_write(f->disk, at, model + at, size), 0);
+                        assert_int_equal(block_write(f->on.disk, at, model + at, size), 0);
                 }
         }
 }
@@ -252,40 +252,40 @@ static void checksums(void **state)
         for (unsigned round = 0; round < 4; round++) {
                 open_checksum(f, path);
                 random_requests(f, model, &seed, 300);
-                assert_int_equal(block_read(f->disk, 0, seen, DISK_BYTES), 0);
+                assert_int_equal(block_read(f->on.disk, 0, seen, DISK_BYTES), 0);
                 assert_memory_equal(seen, model, DISK_BYTES);
                 if (round % 2)
-                        assert_int_equal(block_finish(f->disk, &err), 0);
+                        assert_int_equal(block_finish(f->on.disk, &err), 0);
                 crash(f);
         }
         /* A bit turns: only its block cannot be read, until it is written anew. */
         memory_of(f)->bytes[5000001] ^= 4;
         open_checksum(f, path);
-        assert_int_equal(block_read(f->disk, 0, seen, 4997120 - 512), 0);
-        assert_int_equal(block_read(f->disk, 5000192 - 512, seen, 512), -EIO);
-        assert_int_equal(block_write(f->disk, 4999680, model, 512), -EIO);
-        assert_int_equal(block_read(f->disk, 5001216, seen, 4096), 0);
-        assert_int_equal(block_write(f->disk, 4997120, model, 4096), 0);
-        assert_int_equal(block_read(f->disk, 4997120, seen, 4096), 0);
+        assert_int_equal(block_read(f->on.disk, 0, seen, 4997120 - 512), 0);
+        assert_int_equal(block_read(f->on.disk, 5000192 - 512, seen, 512), -EIO);
+        assert_int_equal(block_write(f->on.disk, 4999680, model, 512), -EIO);
+        assert_int_equal(block_read(f->on.disk, 5001216, seen, 4096), 0);
+        assert_int_equal(block_write(f->on.disk, 4997120, model, 4096), 0);
+        assert_int_equal(block_read(f->on.disk, 4997120, seen, 4096), 0);
         /* What was written long before a crash is watched over; what was written just then is not. */
         for (unsigned n = 0; n < 40; n++)
-                assert_int_equal(block_flush(f->disk), 0);
+                assert_int_equal(block_flush(f->on.disk), 0);
         memset(model, 7, 4096);
-        assert_int_equal(block_write(f->disk, 0, model, 4096), 0);
+        assert_int_equal(block_write(f->on.disk, 0, model, 4096), 0);
         crash(f);
         memory_of(f)->bytes[100] ^= 1;
         memory_of(f)->bytes[4997120] ^= 1;
         open_checksum(f, path);
-        assert_int_equal(block_read(f->disk, 0, seen, 4096), 0);
-        assert_int_equal(block_read(f->disk, 4997120, seen, 4096), -EIO);
+        assert_int_equal(block_read(f->on.disk, 0, seen, 4096), 0);
+        assert_int_equal(block_read(f->on.disk, 4997120, seen, 4096), -EIO);
         crash(f);
         assert_int_equal(truncate(path, 4096), 0);
-        assert_int_equal(block_checksum_new(f->file, "/dev/full", &f->disk, &err), -EINVAL);
+        assert_int_equal(block_checksum_new(&f->on.file->block, "/dev/full", &f->on.disk, &err), -EINVAL);
         fd = open(path, O_WRONLY | O_CLOEXEC);
         assert_int_equal(pwrite(fd, "x", 1, 0), 1);
         close(fd);
-        assert_int_equal(block_checksum_new(f->file, path, &f->disk, &err), -EINVAL);
-        assert_null(f->disk);
+        assert_int_equal(block_checksum_new(&f->on.file->block, path, &f->on.disk, &err), -EINVAL);
+        assert_null(f->on.disk);
         unlink(path);
         free(model);
         free(seen);

@@ -130,23 +130,23 @@ static void a_slow_discard(void **state)
         struct fixture *f = *state;
         struct block_extent extent;
 
-        assert_int_equal(block_write(f->disk, 0, f->a, CLUSTER), 0);
-        assert_int_equal(block_flush(f->disk), 0);
-        assert_int_equal(block_status(f->disk, 0, CLUSTER, &extent), 0);
-        f->file->hold_op = BLOCK_DISCARD;
-        f->file->hold_from = extent.host_bytes;
-        f->file->hold_to = extent.host_bytes + CLUSTER;
-        assert_int_equal(block_do(f->disk, BLOCK_WRITE_ZEROES, BLOCK_F_UNMAP, 0, CLUSTER, NULL, 0), 0);
+        assert_int_equal(block_write(f->on.disk, 0, f->a, CLUSTER), 0);
+        assert_int_equal(block_flush(f->on.disk), 0);
+        assert_int_equal(block_status(f->on.disk, 0, CLUSTER, &extent), 0);
+        f->on.file->hold_op = BLOCK_DISCARD;
+        f->on.file->hold_from = extent.host_bytes;
+        f->on.file->hold_to = extent.host_bytes + CLUSTER;
+        assert_int_equal(block_do(f->on.disk, BLOCK_WRITE_ZEROES, BLOCK_F_UNMAP, 0, CLUSTER, NULL, 0), 0);
         begin(f, &flush, BLOCK_FLUSH, 0, 0, NULL);
         assert_false(flush.done);
         for (unsigned n = 0; n < OTHERS; n++)
                 begin(f, &other[n], BLOCK_WRITE, (uint64_t)(n + 1) * CLUSTER, CLUSTER, f->b);
-        memory_let_go(f->file);
-        block_drain(f->disk);
+        memory_let_go(f->on.file);
+        block_drain(f->on.disk);
         assert_true(flush.done && flush.result == 0);
         for (unsigned n = 0; n < OTHERS; n++) {
                 assert_true(other[n].done && other[n].result == 0);
-                assert_int_equal(block_read(f->disk, (uint64_t)(n + 1) * CLUSTER, f->seen, CLUSTER), 0);
+                assert_int_equal(block_read(f->on.disk, (uint64_t)(n + 1) * CLUSTER, f->seen, CLUSTER), 0);
                 assert_memory_equal(f->seen, f->b, CLUSTER);
         }
 }

@@ -13,7 +13,7 @@
 
 struct change_args {
         struct disk_options options; /* first, for disk_option_add() */
-        const char *path, *format, *base, *backing, *backing_format;
+        const char *path, *format, *base, *backing, *backing_format, *secret;
         uint64_t size_bytes;
         bool any_backing, keep, unsafe, quiet, json;
 };
@@ -48,6 +48,7 @@ static const struct opt commit_options[] = {
         { "keep", NULL, "leave the image as it is, instead of emptying it", OPT_FLAG, CHANGE(keep) },
         QUIET_OPTION,
         DISK_ALLOW_OPTION(struct change_args),
+        DISK_SECRET_OPTION(struct change_args),
         { 0 },
 };
 
@@ -131,8 +132,10 @@ static int commit_work(struct disk_session *session, void *into, struct err *err
 {
         struct change_args *args = into;
         struct block *top, *base = NULL;
-        int r = disk_open(session, args->path, args->format, backing_flags(args), &top, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->path, args->format, backing_flags(args), &top, err);
         if (r < 0)
                 return r;
         r = find_base(top, args->base, &base, err);
@@ -158,6 +161,7 @@ static const struct opt rebase_options[] = {
         { "unsafe", NULL, "only change the name: for a backing file that was moved, or says the same", OPT_FLAG, CHANGE(unsafe) },
         QUIET_OPTION,
         DISK_ALLOW_OPTION(struct change_args),
+        DISK_SECRET_OPTION(struct change_args),
         { 0 },
 };
 
@@ -196,7 +200,7 @@ static int look_behind(struct block_copy *copy, uint64_t at, uint64_t *size_byte
 
 static int rebase_safely(struct disk_session *session, struct change_args *args, struct block *top, struct err *err)
 {
-        struct block_opening front = { .loop = &session->loop, .path = args->path, .flags = backing_flags(args) };
+        struct block_opening front = { .loop = &session->loop, .path = args->path, .flags = backing_flags(args), .secret = args->secret };
         struct block_copy copy = {
                 .from = top->child[BLOCK_BACKING], .to = top, .size_bytes = top->info.size_bytes, .compare = true, .look = look_behind,
         };
@@ -219,8 +223,10 @@ static int rebase_work(struct disk_session *session, void *into, struct err *err
 {
         struct change_args *args = into;
         struct block *top;
-        int r = disk_open(session, args->path, args->format, args->unsafe ? BLOCK_OPEN_NO_BACKING : backing_flags(args), &top, err);
+        int r;
 
+        session->secret = args->secret;
+        r = disk_open(session, args->path, args->format, args->unsafe ? BLOCK_OPEN_NO_BACKING : backing_flags(args), &top, err);
         if (r < 0)
                 return r;
         if (!top->driver->set_backing)
@@ -247,6 +253,7 @@ static const struct opt amend_options[] = {
         FORMAT_OPTION,
         { "option", "KEY=VALUE", "an option of the format's own", OPT_CALL, .call = disk_option_add, .repeated = true, .letter = 'o' },
         DISK_ALLOW_OPTION(struct change_args),
+        DISK_SECRET_OPTION(struct change_args),
         { 0 },
 };
 
@@ -276,6 +283,7 @@ static int amend_work(struct disk_session *session, void *into, struct err *err)
 
         if (!args->options.count)
                 return err_set(err, -EINVAL, "-o KEY=VALUE is missing: what to change");
+        session->secret = args->secret;
         r = disk_open(session, args->path, args->format, backing_flags(args), &block, err);
         if (r < 0)
                 return r;
@@ -304,6 +312,7 @@ static const struct opt measure_options[] = {
         { "option", "KEY=VALUE", "an option of that format's own; see virta disk create", OPT_CALL, .call = disk_option_add, .repeated = true, .letter = 'o' },
         { "json", NULL, "print JSON", OPT_FLAG, CHANGE(json) },
         DISK_ALLOW_OPTION(struct change_args),
+        DISK_SECRET_OPTION(struct change_args),
         { 0 },
 };
 
@@ -368,6 +377,7 @@ static int measure_work(struct disk_session *session, void *into, struct err *er
 
         if (!args->path == !args->size_bytes)
                 return err_set(err, -EINVAL, "%s", args->path ? "FILE and --size are for one or the other" : "FILE is missing, or --size");
+        session->secret = args->secret;
         r = args->path ? disk_open(session, args->path, args->format, BLOCK_OPEN_READONLY | BLOCK_OPEN_NO_LOCK | backing_flags(args), &source, err) : 0;
         if (r == 0)
                 r = measure(args, source, err);

@@ -133,6 +133,8 @@ static const struct opt_note qcow2_notes[] = {
         { "compression=zlib|zstd", "of clusters that are compressed; default: zlib" },
         { "extended_l2=on|off", "32 subclusters in each cluster, of 16K and more" },
         { "lazy_refcounts=on|off", "lets QEMU write counts late" },
+        { "encrypt=luks|off", "the disk's contents, by LUKS1; --secret is needed" },
+        { "encrypt.KEY=VALUE", "hash, key_bits or iter_time, as luks has them" },
         { "data_file=FILE", "keeps the data apart, in this file, which must be there" },
         { "data_file_raw=on|off", "and so that it is a raw image by itself" },
         { 0 },
@@ -237,6 +239,7 @@ static int create_work(struct disk_session *session, void *into, struct err *err
         struct block_creation creation = { .backing = args->backing, .option = args->options.option, .options = args->options.count };
         int r = 0;
 
+        session->secret = args->secret;
         if (args->backing)
                 r = look_at_backing(session, args, err);
         if (r == 0 && !args->size_bytes)
@@ -287,7 +290,7 @@ const struct opt_command disk_info_table = {
         .operands = image_operands,
 };
 
-static void print_json_members(const json_t *about)
+static void print_json_members(const json_t *about, int indent)
 {
         const char *key;
         json_t *value;
@@ -299,17 +302,20 @@ static void print_json_members(const json_t *about)
                 snprintf(name, sizeof(name), "%s:", key);
                 for (char *at = name; *at; at++)
                         *at = *at == '_' ? ' ' : *at;
-                if (json_is_array(value)) {
-                        printf("  %-18s %zu\n", name, json_array_size(value));
+                if (json_is_object(value)) {
+                        printf("%*s%s\n", indent, "", name);
+                        print_json_members(value, indent + 2);
+                } else if (json_is_array(value)) {
+                        printf("%*s%-18s %zu\n", indent, "", name, json_array_size(value));
                 } else if (json_is_string(value)) {
                         char text[1024];
 
                         text_escape(json_string_value(value), json_string_length(value), text, sizeof(text));
-                        printf("  %-18s %s\n", name, text);
+                        printf("%*s%-18s %s\n", indent, "", name, text);
                 } else if (json_is_boolean(value)) {
-                        printf("  %-18s %s\n", name, json_is_true(value) ? "yes" : "no");
+                        printf("%*s%-18s %s\n", indent, "", name, json_is_true(value) ? "yes" : "no");
                 } else {
-                        printf("  %-18s %lld\n", name, (long long)json_integer_value(value));
+                        printf("%*s%-18s %lld\n", indent, "", name, (long long)json_integer_value(value));
                 }
         }
 }
@@ -340,7 +346,7 @@ static int info_work(struct disk_session *session, void *into, struct err *err)
                        size_about((uint64_t)json_integer_value(json_object_get(about, "taken_bytes")), taken));
                 if (json_object_get(about, disk_format_of(block))) {
                         printf("%s:\n", disk_format_of(block));
-                        print_json_members(json_object_get(about, disk_format_of(block)));
+                        print_json_members(json_object_get(about, disk_format_of(block)), 2);
                 }
         }
         json_decref(about);
@@ -741,9 +747,9 @@ static const struct opt pair_operands[] = {
 const struct opt_command disk_convert_table = {
         .name = "disk convert",
         .summary = "copy an image into another format",
-        .description = "Makes a new image with all that the source reads as, its backing files included, or writes it to a server's disk (nbd://…), which is long "
-                       "enough and there already. Zeroes take no space. When it fails, or is "
-                       "ended, the new image is taken away again. The host writes it to its own disk when it likes, unless --sync is given.",
+        .description = "Makes a new image with all that the source reads as, its backing files included, or writes it to a server's disk (nbd://…), "
+                       "which is long enough and there already. Zeroes take no space. When it fails, or is ended, the new image is taken away again. "
+                       "The host writes it to its own disk when it likes, unless --sync is given.",
         .options = convert_options,
         .operands = pair_operands,
 };

@@ -13,7 +13,6 @@
 
 #include "base/fiber.h"
 #include "base/iov.h"
-#include "block/luks/header.h"
 #include "block/mapped.h"
 #include "block/secret.h"
 
@@ -165,13 +164,14 @@ static int luks_probe(const uint8_t *head, size_t size_bytes)
         return luks_is_header(head, size_bytes) ? 100 : 0;
 }
 
-static int unlock(struct luks_disk *l, const struct block_opening *opening, struct err *err)
+int luks_unlock_by(const struct luks *luks, luks_read_fn *read, void *ctx, const char *spec, const char *what, struct cipher **cipher,
+                   struct err *err)
 {
         struct secret *secret = calloc(1, sizeof(*secret));
-        int r = secret ? secret_read(opening->secret, opening->path, secret, err) : err_nomem(err);
+        int r = secret ? secret_read(spec, what, secret, err) : err_nomem(err);
 
         if (r == 0)
-                r = luks_unlock(&l->header, read_file, l->file, secret->bytes, secret->size_bytes, opening->path, &l->cipher, err);
+                r = luks_unlock(luks, read, ctx, secret->bytes, secret->size_bytes, what, cipher, err);
         if (secret)
                 secret_wipe(secret);
         free(secret);
@@ -196,7 +196,9 @@ static int open_all(struct luks_disk *l, const struct block_opening *opening, st
                 .noise = true,
         };
         /* What only looks at the image needs no passphrase. */
-        return opening->secret || !(opening->flags & BLOCK_OPEN_NO_BACKING && opening->flags & BLOCK_OPEN_READONLY) ? unlock(l, opening, err) : 0;
+        if (!opening->secret && opening->flags & BLOCK_OPEN_NO_BACKING && opening->flags & BLOCK_OPEN_READONLY)
+                return 0;
+        return luks_unlock_by(&l->header, read_file, l->file, opening->secret, opening->path, &l->cipher, err);
 }
 
 static void luks_close(struct block *block)
@@ -232,16 +234,20 @@ static int luks_open(const struct block_opening *opening, struct block **block, 
         return 0;
 }
 
-static int luks_describe(struct block *block, json_t *into)
+json_t *luks_about(const struct luks *h)
 {
-        const struct luks *h = &to_luks(block)->header;
         unsigned slots = 0;
-        json_t *about;
 
         for (unsigned n = 0; n < LUKS_SLOTS_MAX; n++)
                 slots += h->slot[n].used;
-        about = json_pack("{s:i, s:s, s:s, s:i, s:i, s:i, s:I}", "version", (int)h->version, "uuid", h->uuid, "cipher", "aes-xts-plain64", "key_bits",
-                          (int)h->key_bytes * 8, "sector_bytes", (int)h->sector_bytes, "key_slots", (int)slots, "payload_offset", (json_int_t)h->payload_bytes);
+        return json_pack("{s:i, s:s, s:s, s:i, s:i, s:i, s:I}", "version", (int)h->version, "uuid", h->uuid, "cipher", "aes-xts-plain64", "key_bits",
+                         (int)h->key_bytes * 8, "sector_bytes", (int)h->sector_bytes, "key_slots", (int)slots, "payload_offset", (json_int_t)h->payload_bytes);
+}
+
+static int luks_describe(struct block *block, json_t *into)
+{
+        json_t *about = luks_about(&to_luks(block)->header);
+
         return about && json_object_set_new(into, "luks", about) == 0 ? 0 : -ENOMEM;
 }
 
@@ -274,7 +280,7 @@ static const struct block_option_about luks_options[] = {
         { NULL, NULL, NULL },
 };
 
-static int take_option(const struct block_option *o, struct luks_new *how, struct err *err)
+int luks_take_option(const struct block_option *o, struct luks_new *how, struct err *err)
 {
         uint64_t value = mapped_option_bytes(o->value);
         int digest;
@@ -311,29 +317,37 @@ static int take_option(const struct block_option *o, struct luks_new *how, struc
         return err_set(err, -EINVAL, "option %s: LUKS has none of this name", o->key);
 }
 
-/* The disk reads as anything until it is written: that nothing was, is nobody's business. */
-static int luks_create(struct block *file, const struct block_creation *creation, struct err *err)
+struct luks_new luks_new_default(unsigned version)
 {
-        struct luks_new how = { .version = 2, .digest = DIGEST_SHA256, .key_bytes = 64, .sector_bytes = 512, .iter_ms = 2000, .memory_kib = 262144 };
-        struct secret *secret;
-        int r = creation->backing ? err_set(err, -EINVAL, "an encrypted disk has no backing file") : 0;
+        return (struct luks_new){ .version = version, .digest = DIGEST_SHA256, .key_bytes = 64, .sector_bytes = 512, .iter_ms = 2000, .memory_kib = 262144 };
+}
 
-        for (unsigned n = 0; n < creation->options && r == 0; n++)
-                r = take_option(&creation->option[n], &how, err);
-        if (r == 0 && how.version == 1 && how.sector_bytes != 512)
-                r = err_set(err, -EINVAL, "version 1 of LUKS has sectors of 512 bytes");
-        if (r < 0)
-                return r;
-        secret = calloc(1, sizeof(*secret));
-        r = secret ? secret_read(creation->secret, file->path, secret, err) : err_nomem(err);
+int luks_make_by(const struct luks_new *how, luks_write_fn *write, void *ctx, const char *spec, const char *what, struct err *err)
+{
+        struct secret *secret = calloc(1, sizeof(*secret));
+        int r = secret ? secret_read(spec, what, secret, err) : err_nomem(err);
+
         if (r == 0)
-                r = block_make_empty(file, luks_payload_bytes(&how) + align_up(creation->size_bytes, how.sector_bytes), err);
-        if (r == 0)
-                r = luks_make(&how, write_file, file, secret->bytes, secret->size_bytes, err);
+                r = luks_make(how, write, ctx, secret->bytes, secret->size_bytes, err);
         if (secret)
                 secret_wipe(secret);
         free(secret);
         return r;
+}
+
+/* The disk reads as anything until it is written: that nothing was, is nobody's business. */
+static int luks_create(struct block *file, const struct block_creation *creation, struct err *err)
+{
+        struct luks_new how = luks_new_default(2);
+        int r = creation->backing ? err_set(err, -EINVAL, "an encrypted disk has no backing file") : 0;
+
+        for (unsigned n = 0; n < creation->options && r == 0; n++)
+                r = luks_take_option(&creation->option[n], &how, err);
+        if (r == 0 && how.version == 1 && how.sector_bytes != 512)
+                r = err_set(err, -EINVAL, "version 1 of LUKS has sectors of 512 bytes");
+        if (r == 0)
+                r = block_make_empty(file, luks_payload_bytes(&how) + align_up(creation->size_bytes, how.sector_bytes), err);
+        return r == 0 ? luks_make_by(&how, write_file, file, creation->secret, file->path, err) : r;
 }
 
 const struct block_driver block_luks = {
@@ -349,3 +363,66 @@ const struct block_driver block_luks = {
         .describe = luks_describe,
         .resize = luks_resize,
 };
+
+/* ---- a layer of another format ---- */
+
+/* A file that is not its own may be gone by now. */
+static void layer_close(struct block *block)
+{
+        cipher_free(to_luks(block)->cipher);
+        block_done(block);
+        free(to_luks(block));
+}
+
+static void layer_reap(struct block *block)
+{
+        block_reap(to_luks(block)->file);
+}
+
+static void layer_wait(struct block *block)
+{
+        (void)block_wait_some(to_luks(block)->file);
+}
+
+/* Whoever it is a layer of has seen to the file. */
+static int layer_reopen(struct block *block, bool writable, struct err *err)
+{
+        block->info.readonly = !writable;
+        return 0;
+}
+
+static const struct block_driver luks_layer = {
+        .name = "luks-layer",
+        .close = layer_close,
+        .submit = luks_submit,
+        .reap = layer_reap,
+        .wait = layer_wait,
+        .reopen = layer_reopen,
+};
+
+int luks_layer_new(const struct block_opening *opening, struct block *file, bool own, const struct luks *luks, struct cipher *cipher,
+                   struct block **layer, struct err *err)
+{
+        struct luks_disk *l = calloc(1, sizeof(*l));
+        int r = l ? block_init(&l->block, &luks_layer, opening, err) : err_nomem(err);
+
+        if (r < 0) {
+                cipher_free(cipher);
+                free(l);
+                return r;
+        }
+        l->file = file;
+        l->cipher = cipher;
+        l->header = *luks;
+        l->header.payload_bytes = l->header.tweak_sectors = 0;
+        l->block.info = file->info;
+        if (own)
+                block_adopt(&l->block, BLOCK_FILE, file);
+        *layer = &l->block;
+        return 0;
+}
+
+const struct luks *luks_layer_header(const struct block *layer)
+{
+        return &container_of(layer, struct luks_disk, block)->header;
+}

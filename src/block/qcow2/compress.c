@@ -359,7 +359,7 @@ int qcow2_write_packed(struct qcow2 *q, struct block_request *guest)
         struct batch *batch;
         int r = 0;
 
-        if (q->data != q->file || guest->offset_bytes & (q->cluster_bytes - 1) || (end & (q->cluster_bytes - 1) && end != q->block.info.size_bytes))
+        if (q->content != q->file || guest->offset_bytes & (q->cluster_bytes - 1) || (end & (q->cluster_bytes - 1) && end != q->block.info.size_bytes))
                 return -EOPNOTSUPP;
         batch = calloc(1, sizeof(*batch));
         r = batch ? pack_all(q, batch, PACK_MAX) : -ENOMEM;

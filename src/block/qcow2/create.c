@@ -1,13 +1,14 @@
 /*
  * New qcow2 images: header, refcount table, its blocks, L1, one behind the other; all else comes with use.
  *
- *      cluster 0      1 … T            …  B blocks    …  L1
+ *      cluster 0      1 … T            …  B blocks    …  L1   … LUKS header, if it is encrypted
  *      header         refcount table
  */
 #include <errno.h>
 
 #include "base/text.h"
 #include "block/bitmap.h"
+#include "block/luks/luks.h"
 #include "block/qcow2/qcow2.h"
 
 #define CLUSTER_BITS_DEFAULT 16
@@ -19,6 +20,8 @@ const struct block_option_about qcow2_options[] = {
         { "compression", "zlib|zstd", "of clusters that are compressed; default: zlib" },
         { "extended_l2", "on|off", "32 subclusters in each cluster, of 16K and more" },
         { "lazy_refcounts", "on|off", "lets QEMU write counts late" },
+        { "encrypt", "luks|off", "the disk's contents, by LUKS1; default: off" },
+        { "encrypt.KEY", "VALUE", "an option of luks: hash, key_bits, iter_time" },
         { "data_file", "FILE", "keeps the data apart, in this file, which must be there" },
         { "data_file_raw", "on|off", "and so that it is a raw image by itself" },
         { NULL, NULL, NULL },
@@ -58,7 +61,22 @@ static uint64_t bytes_of(const char *text)
         return *end && size_parse(text, &value, NULL) < 0 ? 0 : value;
 }
 
-static int take_option(struct qcow2 *q, const struct block_option *o, struct err *err)
+/* Of the LUKS header inside: version 1 is what QEMU knows. */
+static int take_crypt_option(struct qcow2 *q, struct luks_new *luks, const struct block_option *o, struct err *err)
+{
+        struct block_option inside = { o->key + strlen("encrypt"), o->value };
+
+        if (!*inside.key) {
+                q->header.crypt_method = strcmp(o->value, "luks") == 0 ? QCOW2_CRYPT_LUKS : 0;
+                return q->header.crypt_method || strcmp(o->value, "off") == 0 ? 0 : bad_option(o, "luks or off", err);
+        }
+        inside.key++;
+        if (strcmp(inside.key, "hash") && strcmp(inside.key, "key_bits") && strcmp(inside.key, "iter_time"))
+                return err_set(err, -EINVAL, "option %s: encrypt.hash, encrypt.key_bits and encrypt.iter_time are known", o->key);
+        return luks_take_option(&inside, luks, err);
+}
+
+static int take_option(struct qcow2 *q, struct luks_new *luks, const struct block_option *o, struct err *err)
 {
         struct qcow2_header *h = &q->header;
 
@@ -97,6 +115,8 @@ static int take_option(struct qcow2 *q, const struct block_option *o, struct err
                 h->incompatible |= QCOW2_INCOMPATIBLE_DATA_FILE;
                 return q->data_name ? 0 : err_nomem(err);
         }
+        if (strcmp(o->key, "encrypt") == 0 || strncmp(o->key, "encrypt.", 8) == 0)
+                return take_crypt_option(q, luks, o, err);
         return err_set(err, -EINVAL, "option %s: a qcow2 image has none of this name", o->key);
 }
 
@@ -107,7 +127,7 @@ int qcow2_take_amendment(struct qcow2_header *header, const struct block_option 
 
         if (strcmp(option->key, "version") && strcmp(option->key, "refcount_bits") && strcmp(option->key, "lazy_refcounts"))
                 return err_set(err, -EINVAL, "option %s: of an image that is there version, refcount_bits and lazy_refcounts can change", option->key);
-        r = take_option(&q, option, err);
+        r = take_option(&q, NULL, option, err); /* none of these is for it */
         if (r == 0)
                 *header = q.header;
         return r;
@@ -123,15 +143,18 @@ static int check_options(const struct qcow2 *q, const struct block_creation *cre
                 return err_set(err, -EINVAL, "extended_l2 needs clusters of 16K and more");
         if (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA && (!q->data_name || creation->backing))
                 return err_set(err, -EINVAL, "data_file_raw needs a data_file, and no backing file");
+        if (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA && h->crypt_method)
+                return err_set(err, -EINVAL, "data_file_raw and encrypt: one of them");
         if (creation->backing && strlen(creation->backing) > QCOW2_BACKING_BYTES_MAX)
                 return err_set(err, -ENAMETOOLONG, "the backing file's name has more than %d bytes", QCOW2_BACKING_BYTES_MAX);
         return 0;
 }
 
 struct layout {
-        uint64_t table_clusters, blocks, l1_clusters, total;
+        uint64_t table_clusters, blocks, l1_clusters, crypt_clusters, total;
 };
 
+/* l->crypt_clusters is known: the LUKS header's. */
 static int lay_out(struct qcow2 *q, struct layout *l, struct err *err)
 {
         uint64_t clusters = qcow2_clusters(q, q->header.size_bytes), entries, counts = UINT64_C(1) << q->refcount_block_bits, before = 0;
@@ -145,7 +168,7 @@ static int lay_out(struct qcow2 *q, struct layout *l, struct err *err)
         for (l->blocks = 1; l->blocks != before;) {
                 before = l->blocks;
                 l->table_clusters = qcow2_clusters(q, l->blocks * 8);
-                l->total = 1 + l->table_clusters + l->blocks + l->l1_clusters;
+                l->total = 1 + l->table_clusters + l->blocks + l->l1_clusters + l->crypt_clusters;
                 l->blocks = MAX(l->blocks, (l->total + counts - 1) / counts);
         }
         q->header.refcount_offset = q->cluster_bytes;
@@ -154,14 +177,12 @@ static int lay_out(struct qcow2 *q, struct layout *l, struct err *err)
         return 0;
 }
 
-/* Whatever the file had is gone: zeroes up to the end of L1, a table, and counts by the means that images in use have. */
+/* The file is zeroes: a table, and counts by the means that images in use have. */
 static int write_all(struct qcow2 *q, const struct layout *l, struct err *err)
 {
         uint8_t first[8];
-        int r = block_make_empty(q->file, l->total << q->header.cluster_bits, err);
+        int r = 0;
 
-        if (r < 0)
-                return r;
         q->refcount_entries = (uint32_t)MAX(l->table_clusters * q->cluster_bytes / 8, 1u);
         q->refcount_table = calloc(q->refcount_entries, 8);
         if (!q->refcount_table)
@@ -185,13 +206,35 @@ static int write_all(struct qcow2 *q, const struct layout *l, struct err *err)
         return r < 0 ? err_errno(err, r, "cannot write") : 0;
 }
 
+struct place {
+        struct block *file;
+        uint64_t offset;
+};
+
+static int write_luks(void *ctx, uint64_t offset_bytes, const uint8_t *from, size_t size_bytes)
+{
+        const struct place *place = ctx;
+
+        return block_write(place->file, place->offset + offset_bytes, from, size_bytes);
+}
+
+/* Behind L1. The file reads as zeroes there. */
+static int make_crypt(struct qcow2 *q, const struct layout *l, const struct luks_new *luks, const char *secret, struct err *err)
+{
+        struct place place = { q->file, (l->total - l->crypt_clusters) << q->header.cluster_bits };
+        int r = qcow2_crypt_place(q, place.offset, luks_payload_bytes(luks), err);
+
+        return r == 0 ? luks_make_by(luks, write_luks, &place, secret, q->block.path, err) : r;
+}
+
 static int make(struct qcow2 *q, const struct block_creation *creation, struct err *err)
 {
+        struct luks_new luks = luks_new_default(1);
         struct layout layout = { 0 };
         int r = 0;
 
         for (unsigned n = 0; n < creation->options && r == 0; n++)
-                r = take_option(q, &creation->option[n], err);
+                r = take_option(q, &luks, &creation->option[n], err);
         if (r == 0)
                 r = check_options(q, creation, err);
         if (r < 0)
@@ -204,7 +247,12 @@ static int make(struct qcow2 *q, const struct block_creation *creation, struct e
                 return err_nomem(err);
         qcow2_geometry(q);
         qcow2_cache_init(q, (size_t)1 << 20);
+        layout.crypt_clusters = q->header.crypt_method ? qcow2_clusters(q, luks_payload_bytes(&luks)) : 0;
         r = lay_out(q, &layout, err);
+        if (r == 0)
+                r = block_make_empty(q->file, layout.total << q->header.cluster_bits, err);
+        if (r == 0 && q->header.crypt_method)
+                r = make_crypt(q, &layout, &luks, creation->secret, err);
         return r == 0 ? write_all(q, &layout, err) : r;
 }
 
@@ -231,11 +279,12 @@ static uint64_t count_clusters(const struct qcow2 *q, uint64_t clusters)
 int qcow2_measure(const struct block_creation *creation, struct block *source, struct block_measure *measure, struct err *err)
 {
         struct qcow2 q = { .header = { .version = 3, .cluster_bits = CLUSTER_BITS_DEFAULT, .refcount_order = 4 } };
+        struct luks_new luks = luks_new_default(1);
         uint64_t clusters, tables, entries, data = 0;
         int r = 0;
 
         for (unsigned n = 0; n < creation->options && r == 0; n++)
-                r = take_option(&q, &creation->option[n], err);
+                r = take_option(&q, &luks, &creation->option[n], err);
         if (r == 0)
                 r = check_options(&q, creation, err);
         free(q.data_name);
@@ -253,7 +302,7 @@ int qcow2_measure(const struct block_creation *creation, struct block *source, s
         if (r < 0)
                 return err_errno(err, r, "cannot read the tables of disk %s", source->path);
         /* The header, L1, L2 tables, and what counts all of it: as if all data were there. */
-        tables = 1 + tables + entries * 8 / q.cluster_bytes;
+        tables = 1 + tables + entries * 8 / q.cluster_bytes + (q.header.crypt_method ? qcow2_clusters(&q, luks_payload_bytes(&luks)) : 0);
         tables += count_clusters(&q, tables + clusters);
         measure->fully_allocated_bytes = (tables + (q.header.incompatible & QCOW2_INCOMPATIBLE_DATA_FILE ? 0 : clusters)) << q.header.cluster_bits;
         measure->required_bytes = (tables << q.header.cluster_bits) + (q.header.incompatible & QCOW2_INCOMPATIBLE_DATA_FILE ? 0 : data);
@@ -281,5 +330,6 @@ int qcow2_create(struct block *file, const struct block_creation *creation, stru
         free(q.backing_name);
         free(q.backing_format);
         free(q.data_name);
+        qcow2_drop_extension(&q, QCOW2_EXT_ENCRYPTION);
         return r;
 }

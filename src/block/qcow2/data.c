@@ -136,7 +136,7 @@ static int send_part(struct qcow2 *q, struct block *to, struct block_request *gu
         }
         if (direct)
                 link_direct(q, part);
-        part->reading = guest->op == BLOCK_READ && to == q->data;
+        part->reading = guest->op == BLOCK_READ && to == q->content;
         if (part->reading)
                 part->epoch = qcow2_read_begin(q);
         guest->rest++;
@@ -269,7 +269,7 @@ static int read_on(struct qcow2 *q, struct block_request *guest, bool wait)
                 if (r < 0)
                         return r;
                 switch (run.kind) {
-                case QCOW2_DATA: r = send_part(q, q->data, guest, run.host, run.size_bytes, false); break;
+                case QCOW2_DATA: r = send_part(q, q->content, guest, run.host, run.size_bytes, false); break;
                 case QCOW2_ABSENT: r = read_absent(q, guest, at, &run.size_bytes); break;
                 case QCOW2_ZEROES: iov_zero(guest->iov, guest->iov_count, guest->transferred, run.size_bytes); break;
                 case QCOW2_PACKED: r = read_packed(q, guest, at, &run); break;
@@ -364,7 +364,7 @@ static int write_on(struct qcow2 *q, struct block_request *guest)
                 if (r == 0 && !in_place(&run))
                         r = -EAGAIN;
                 if (r == 0)
-                        r = send_part(q, q->data, guest, run.host, run.size_bytes, true);
+                        r = send_part(q, q->content, guest, run.host, run.size_bytes, true);
                 if (r < 0)
                         return r;
                 guest->transferred += run.size_bytes;
@@ -384,7 +384,7 @@ static int read_old(struct qcow2 *q, uint64_t at, uint8_t *to, uint64_t size_byt
                         return r;
                 memset(to, 0, run.size_bytes);
                 if (run.kind == QCOW2_DATA) {
-                        r = block_read(q->data, run.host, to, run.size_bytes);
+                        r = block_read(q->content, run.host, to, run.size_bytes);
                 } else if (run.kind == QCOW2_PACKED) {
                         _cleanup_free_ uint8_t *cluster = malloc(q->cluster_bytes);
 
@@ -465,7 +465,7 @@ static int write_filling(struct qcow2 *q, struct filling *f, struct block_reques
         count += iov_slice(guest->iov, guest->iov_count, guest->transferred, f->to - f->from, iov + count);
         if (tail)
                 iov[count++] = (struct iovec){ f->tail, tail };
-        return block_do(q->data, BLOCK_WRITE, 0, f->host + (f->from - head - align_down(f->from, q->cluster_bytes)), size_bytes, iov, count);
+        return block_do(q->content, BLOCK_WRITE, 0, f->host + (f->from - head - align_down(f->from, q->cluster_bytes)), size_bytes, iov, count);
 }
 
 /* The bits of the units of a cluster that [from, to) touches. */
@@ -551,6 +551,7 @@ static int take_clusters(struct qcow2 *q, struct filling *f, uint64_t wanted)
         }
         f->clusters = wanted;
         r = qcow2_take(q, &f->clusters, false, &f->cluster, &f->fresh);
+        f->fresh &= !qcow2_encrypted(q); /* zeroes of the file are none of the guest */
         f->host = f->cluster << q->header.cluster_bits;
         return r;
 }
@@ -646,7 +647,7 @@ static int write_some(struct qcow2 *q, struct block_request *guest)
         busy_begin(q, &busy, at, at + left);
         r = qcow2_map(q, at, left, true, &run);
         if (r == 0 && in_place(&run)) {
-                r = send_part(q, q->data, guest, run.host, run.size_bytes, true);
+                r = send_part(q, q->content, guest, run.host, run.size_bytes, true);
                 if (r == 0)
                         guest->transferred += run.size_bytes;
         } else if (r == 0) {
@@ -993,7 +994,7 @@ int qcow2_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes
                 .present = run.kind != QCOW2_ABSENT,
                 .zero = run.kind == QCOW2_ZEROES || (run.kind == QCOW2_ABSENT && !q->backing),
                 .compressed = run.kind == QCOW2_PACKED,
-                .host_bytes = run.kind == QCOW2_DATA ? run.host : BLOCK_NOWHERE,
+                .host_bytes = run.kind == QCOW2_DATA && !qcow2_encrypted(q) ? run.host : BLOCK_NOWHERE,
         };
         return 0;
 }

@@ -12,6 +12,7 @@
 #include "base/cursor.h"
 #include "base/log.h"
 #include "base/work.h"
+#include "block/luks/luks.h"
 #include "block/qcow2/qcow2.h"
 
 #define TABLE_BYTES ((size_t)8 << 20) /* of L2 and counts in memory */
@@ -102,8 +103,9 @@ static int check_features(struct qcow2 *q, unsigned flags, struct err *err)
 
         if (unknown)
                 return err_set(err, -EOPNOTSUPP, "disk %s uses features of qcow2 that are not known here (bits %#" PRIx64 ")", q->block.path, unknown);
-        if (h->crypt_method)
-                return err_set(err, -EOPNOTSUPP, "disk %s is encrypted (method %" PRIu32 "), which is not supported yet", q->block.path, h->crypt_method);
+        if (h->crypt_method && h->crypt_method != QCOW2_CRYPT_LUKS)
+                return err_set(err, -EOPNOTSUPP, "disk %s is encrypted by method %" PRIu32 ", which is not known here; LUKS (2) is", q->block.path,
+                               h->crypt_method);
         if (h->compression > QCOW2_ZSTD || !h->compression != !(h->incompatible & QCOW2_INCOMPATIBLE_COMPRESSION))
                 return bad(q, err, "compression of type", h->compression);
         if (h->incompatible & QCOW2_INCOMPATIBLE_CORRUPT && !(flags & (BLOCK_OPEN_READONLY | BLOCK_OPEN_REPAIR)))
@@ -282,6 +284,7 @@ static void qcow2_close(struct block *block)
         free(q->backing_name);
         free(q->backing_format);
         free(q->data_name);
+        block_close(q->apart);
         free(q->l1);
         block_done(block);
         free(q);
@@ -316,7 +319,10 @@ static int open_data(struct qcow2 *q, const struct block_opening *opening, struc
         r = block_open_beside(opening, q->data_name, &data, err);
         if (r < 0)
                 return r;
-        block_adopt(&q->block, BLOCK_DATA, data);
+        if (q->header.crypt_method)
+                q->apart = data; /* it will be the layer's */
+        else
+                block_adopt(&q->block, BLOCK_DATA, data);
         q->data = data;
         return 0;
 }
@@ -397,6 +403,8 @@ static int open_all(struct qcow2 *q, const struct block_opening *opening, struct
         if (r == 0)
                 r = open_data(q, opening, err);
         if (r == 0)
+                r = qcow2_content_open(q, opening, err);
+        if (r == 0)
                 r = open_backing(q, opening, err);
         if (r == 0)
                 qcow2_take_info(q);
@@ -475,6 +483,12 @@ static int qcow2_describe(struct block *block, json_t *into)
                 json_object_set_new(about, "backing_format", json_string(q->backing_format));
         if (q->data_name)
                 json_object_set_new(about, "data_file", json_string(q->data_name));
+        if (qcow2_encrypted(q)) {
+                json_t *luks = luks_about(luks_layer_header(q->content));
+
+                json_object_del(luks, "payload_offset"); /* there is none */
+                json_object_set_new(about, "encryption", luks);
+        }
         if (q->bitmap)
                 json_object_set_new(about, "bitmaps", qcow2_bitmaps_describe(q));
         return json_object_set_new(into, "qcow2", about) < 0 ? -ENOMEM : 0;

@@ -8,6 +8,7 @@
  *   map.c        from places of the guest to places of the file: L1, L2
  *   data.c       requests: reading, writing, zeroes, discarding, flushing
  *   compress.c   compressed clusters
+ *   crypt.c      encryption
  *   snapshot.c   internal snapshots
  *   resize.c     another size
  *   amend.c      other options, another backing file
@@ -94,6 +95,7 @@ struct qcow2_extension {
 #define QCOW2_EXT_BITMAPS 0x23852875u
 #define QCOW2_EXT_ENCRYPTION 0x0537be77u
 #define QCOW2_EXT_DATA_FILE 0x44415441u
+#define QCOW2_CRYPT_LUKS 2u /* its header lies in clusters that the extension names */
 #define QCOW2_EXT_PADDING 0x56504144u /* ours: skips what is not valid any more; gone again when the header is whole */
 
 #define QCOW2_HEADER_BYTES_V2 72
@@ -141,6 +143,8 @@ struct qcow2_part;
 struct qcow2 {
         struct block block;
         struct block *file, *data, *backing; /* of block.child; data is file when there is no other */
+        struct block *content;           /* where the guest's bytes go: data, or a layer on it that encrypts them, at the same places */
+        struct block *apart;             /* data that no node has adopted so far */
         struct qcow2_header header;
         struct qcow2_extension *extension;
         char *backing_name, *backing_format, *data_name;
@@ -385,6 +389,17 @@ void qcow2_pack_return(struct qcow2 *q);
 void qcow2_pack_leave(struct qcow2 *q, uint64_t cluster);
 /* Where its bytes are in the file. */
 void qcow2_packed_place(const struct qcow2 *q, uint64_t entry, uint64_t *offset, uint64_t *size_bytes);
+
+/* ---- crypt.c ---- */
+
+/* Unlocks it, unless nobody wants to look at what the guest has; q->content is there afterwards. */
+int qcow2_content_open(struct qcow2 *q, const struct block_opening *opening, struct err *err) _must_check_;
+static inline bool qcow2_encrypted(const struct qcow2 *q)
+{
+        return q->content != q->data;
+}
+/* Where the LUKS header of a new image goes, by the extension. */
+int qcow2_crypt_place(struct qcow2 *q, uint64_t offset, uint64_t size_bytes, struct err *err) _must_check_;
 
 /* ---- create.c ---- */
 

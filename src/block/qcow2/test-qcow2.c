@@ -14,12 +14,12 @@
 
 struct fixture {
         struct model_disk m;
-        char path[96], base[96];
+        char path[96], base[96], secret[96]; /* secret: file:PATH, of the encrypted one */
         const struct block_option *option;
         unsigned options;
         uint8_t *kept[SNAPSHOTS]; /* what the snapshots have; NULL: there is none */
         bool no_snapshots;        /* counts are too narrow */
-        bool backing;
+        bool backing, encrypted;
         unsigned flags;
 };
 
@@ -32,6 +32,8 @@ static int setup(void **state)
         f->m.durable_one_in = 8;
         snprintf(f->path, sizeof(f->path), "%s/disk.qcow2", f->m.dir);
         snprintf(f->base, sizeof(f->base), "%s/base.raw", f->m.dir);
+        snprintf(f->secret, sizeof(f->secret), "file:%s/pass", f->m.dir);
+        dump(f->secret + 5, (const uint8_t *)"a passphrase", 12);
         *state = f;
         return 0;
 }
@@ -52,7 +54,8 @@ static int teardown(void **state)
 static void open_image(struct fixture *f, unsigned flags)
 {
         struct err err = ERR_INIT;
-        struct block_opening opening = { .loop = &f->m.loop, .path = f->path, .format = "qcow2", .flags = f->flags | flags };
+        struct block_opening opening = { .loop = &f->m.loop, .path = f->path, .format = "qcow2", .flags = f->flags | flags,
+                                         .secret = f->secret };
 
         if (block_open(&opening, &f->m.disk, &err) < 0)
                 fail_msg("%s", err.text);
@@ -63,7 +66,7 @@ static void create_image(struct fixture *f)
 {
         struct err err = ERR_INIT;
         struct block_creation creation = { .size_bytes = f->m.size_bytes, .option = f->option, .options = f->options };
-        struct block_opening opening = { .loop = &f->m.loop, .path = f->path, .format = "qcow2" };
+        struct block_opening opening = { .loop = &f->m.loop, .path = f->path, .format = "qcow2", .secret = f->secret };
 
         model_room(&f->m, f->m.size_bytes);
         if (f->backing) { /* shorter than the image, and not of whole clusters */
@@ -91,10 +94,20 @@ static void judge(struct fixture *f, bool leaks)
         model_close(&f->m, false);
         if (!have_qemu_img())
                 return;
-        r = command("qemu-img check -q -f qcow2 '%s' >/dev/null 2>&1", f->path);
+        if (f->encrypted)
+                r = command("qemu-img check -q --object secret,id=s,file=%s --image-opts driver=qcow2,encrypt.key-secret=s,file.filename=%s >/dev/null 2>&1",
+                            f->secret + 5, f->path);
+        else
+                r = command("qemu-img check -q -f qcow2 '%s' >/dev/null 2>&1", f->path);
         if (r != 0 && !(leaks && r == 3))
                 fail_msg("qemu-img check ends with %d", r);
-        compare_by_qemu(&f->m, "qcow2", f->path);
+        if (!f->encrypted) {
+                compare_by_qemu(&f->m, "qcow2", f->path);
+                return;
+        }
+        dump(f->m.model_path, f->m.model, f->m.size_bytes);
+        assert_int_equal(command("qemu-img compare -q --object secret,id=s,file=%s --image-opts driver=raw,file.filename=%s "
+                                 "driver=qcow2,encrypt.key-secret=s,file.filename=%s", f->secret + 5, f->m.model_path, f->path), 0);
 }
 
 /* ---- what becomes of an image ---- */
@@ -189,6 +202,7 @@ static void random_backing(void **state)
                 f->m.seed = number;                                                                     \
                 f->no_snapshots = number == 8;                                                        \
                 f->backing = behind;                                                                  \
+                f->encrypted = number >= 12;                                                          \
                 f->option = option;                                                                   \
                 f->options = ARRAY_SIZE(option);                                                      \
                 random_life(f, size, 3);                                                              \
@@ -202,6 +216,8 @@ RANDOM_WITH(random_one_bit, 8, true, 6 * MIB, { "refcount_bits", "1" }, { "clust
 RANDOM_WITH(random_64_bits, 9, false, 6 * MIB, { "refcount_bits", "64" }, { "cluster_size", "1K" })
 RANDOM_WITH(random_subclusters, 10, true, 8 * MIB, { "extended_l2", "on" })
 RANDOM_WITH(random_small_subclusters, 11, false, 8 * MIB, { "extended_l2", "on" }, { "cluster_size", "16K" })
+RANDOM_WITH(random_encrypted, 12, true, 6 * MIB + 512, { "encrypt", "luks" }, { "encrypt.iter_time", "10" })
+RANDOM_WITH(random_encrypted_subclusters, 13, false, 6 * MIB, { "encrypt", "luks" }, { "encrypt.iter_time", "10" }, { "extended_l2", "on" })
 
 int main(void)
 {
@@ -210,7 +226,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 CASE(random_plain), CASE(random_threads), CASE(random_backing), CASE(random_tiny_clusters), CASE(random_tiny_backing),
                 CASE(random_huge_clusters), CASE(random_old_version), CASE(random_one_bit), CASE(random_64_bits), CASE(random_subclusters),
-                CASE(random_small_subclusters),
+                CASE(random_small_subclusters), CASE(random_encrypted), CASE(random_encrypted_subclusters),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,9 +10,12 @@ int json_parse(const void *text, size_t size_bytes, json_t **json, struct err *e
         if (size_bytes > JSON_TEXT_MAX)
                 return err_set(err, -EFBIG, "JSON of %zu bytes is longer than %zu", size_bytes, JSON_TEXT_MAX);
         parsed = json_loadb(text, size_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
-        if (!parsed)
-                return err_set(err, json_error_code(&why) == json_error_out_of_memory ? -ENOMEM : -EBADMSG,
+        if (!parsed) {
+                enum json_error_code code = json_error_code(&why);
+
+                return err_set(err, code == json_error_out_of_memory ? -ENOMEM : code == json_error_numeric_overflow ? -ERANGE : -EBADMSG,
                                "line %d, column %d: %s", why.line, why.column, why.text);
+        }
         *json = parsed;
         return 0;
 }

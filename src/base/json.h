@@ -13,7 +13,7 @@
 
 /*
  * Parses text from outside: one value, at most JSON_TEXT_MAX bytes, objects without doubled keys (jansson bounds the depth). The
- * error says line and column. The result is the caller's.
+ * error says line and column; -ERANGE: an integer above 2^63 - 1 (or one that a double cannot hold). The result is the caller's.
  */
 int json_parse(const void *text, size_t size_bytes, json_t **json, struct err *err) _must_check_;
 

@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <termios.h>
 
+#include "base/clock.h"
 #include "base/text.h"
-#include "base/timer.h"
 
 #define CONTEXT_MAX 4
 #define LINE_MAX_BYTES 2048

@@ -124,9 +124,13 @@ static void help_group(const struct opt_program *program, const struct opt_comma
 
 static void help_program(const struct opt_program *program, FILE *out)
 {
-        fprintf(out, "Usage: %s COMMAND [OPTION]...\n\n", program->name);
+        fprintf(out, "Usage: %s %sCOMMAND [OPTION]...\n\n", program->name, program->options ? "[OPTION]... " : "");
         wrap(out, program->description, 0, 0);
         help_commands(program, NULL, out);
+        if (program->options) {
+                fprintf(out, "\nOptions in front of the command:\n");
+                help_options(out, program->options);
+        }
         help_sections(out, program->sections);
         fprintf(out, "\n'%s COMMAND --help' says more of one command.\n", program->name);
 }
@@ -258,12 +262,39 @@ static void man_see_also(const struct opt_program *program, const struct opt_com
         fputc('\n', out);
 }
 
+static void man_options(const struct opt *options, FILE *out)
+{
+        char text[512];
+
+        for (const struct opt *opt = options; opt->name; opt++) {
+                fputs(".TP\n", out);
+                if (opt->letter)
+                        fprintf(out, "\\fB\\-%c\\fR, ", opt->letter);
+                fputs("\\fB\\-\\-", out);
+                roff(out, opt->name);
+                fputs("\\fR", out);
+                if (opt->argument) {
+                        fputs(" \\fI", out);
+                        roff(out, opt->argument);
+                        fputs("\\fR", out);
+                }
+                fputc('\n', out);
+                full_text(opt, text, sizeof(text));
+                roff_line(out, text);
+        }
+        fputs(".TP\n\\fB\\-\\-help\\fR\nshow the options and end\n", out);
+}
+
 static void man_program(const struct opt_program *program, FILE *out)
 {
         man_head(program, NULL, out);
         fprintf(out, ".SH SYNOPSIS\n.B %s\n.I COMMAND\n[\\fIOPTION\\fR]...\n.SH DESCRIPTION\n", program->name);
         roff_line(out, program->description);
         man_commands(program, NULL, out);
+        if (program->options) {
+                fputs(".SH \"OPTIONS IN FRONT OF THE COMMAND\"\n", out);
+                man_options(program->options, out);
+        }
         man_sections(out, program->sections);
         man_see_also(program, NULL, out);
 }
@@ -315,23 +346,7 @@ void opt_man(const struct opt_program *program, const struct opt_command *comman
                 full_text(operand, text, sizeof(text));
                 roff_line(out, text);
         }
-        for (const struct opt *opt = command->options; opt->name; opt++) {
-                fputs(".TP\n", out);
-                if (opt->letter)
-                        fprintf(out, "\\fB\\-%c\\fR, ", opt->letter);
-                fputs("\\fB\\-\\-", out);
-                roff(out, opt->name);
-                fputs("\\fR", out);
-                if (opt->argument) {
-                        fputs(" \\fI", out);
-                        roff(out, opt->argument);
-                        fputs("\\fR", out);
-                }
-                fputc('\n', out);
-                full_text(opt, text, sizeof(text));
-                roff_line(out, text);
-        }
-        fputs(".TP\n\\fB\\-\\-help\\fR\nshow the options and end\n", out);
+        man_options(command->options, out);
         man_sections(out, command->sections);
         fprintf(out, ".SH \"SEE ALSO\"\n.BR %s (1)\n", program->name);
 }

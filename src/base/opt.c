@@ -125,6 +125,8 @@ static int store(const struct opt *opt, const char *value, void *into, struct er
                 return choose(opt, value, (int *)to, err);
         case OPT_CALL:
                 return opt->call(into, value, err);
+        case OPT_REST:
+                break; /* parse_operand() */
         }
         return -EINVAL;
 }
@@ -174,7 +176,8 @@ static int parse_option(const struct opt_command *command, int left, char *const
         return used;
 }
 
-static int parse_operand(const struct opt_command *command, unsigned index, const char *value, void *into, struct err *err)
+/* Returns the number of words used: one, or all that are left. */
+static int parse_operand(const struct opt_command *command, unsigned index, int left, char *const argv[], void *into, struct err *err)
 {
         const struct opt *operand = command->operands;
         int r;
@@ -182,11 +185,15 @@ static int parse_operand(const struct opt_command *command, unsigned index, cons
         for (unsigned i = 0; operand && operand->argument && i < index; i++)
                 operand++;
         if (!operand || !operand->argument)
-                return err_set(err, -EINVAL, "'%s' is not expected here (try 'virta %s --help')", value, command->name);
-        r = store(operand, value, into, err);
+                return err_set(err, -EINVAL, "'%s' is not expected here (try 'virta %s --help')", argv[0], command->name);
+        if (operand->kind == OPT_REST) {
+                *(char *const **)((char *)into + operand->offset) = argv;
+                return left;
+        }
+        r = store(operand, argv[0], into, err);
         if (r < 0)
                 return err_wrap(err, r, "%s", operand->argument);
-        return 0;
+        return 1;
 }
 
 static int check_required(const struct opt_command *command, uint64_t seen, unsigned operands, struct err *err)
@@ -202,13 +209,23 @@ static int check_required(const struct opt_command *command, uint64_t seen, unsi
         return 0;
 }
 
+/* Then --help behind its operands is another program's. */
+static bool takes_rest(const struct opt_command *command)
+{
+        const struct opt *operand = command->operands;
+
+        while (operand && operand->argument && operand->kind != OPT_REST)
+                operand++;
+        return operand && operand->argument;
+}
+
 int opt_parse(const struct opt_command *command, int argc, char *const argv[], void *into, struct err *err)
 {
         bool ended = false;
         unsigned operands = 0;
         uint64_t seen = 0; /* a bit an option: tables have at most 64, test-opt checks that */
 
-        for (int i = 0; i < argc; i++) {
+        for (int i = 0; i < argc && !takes_rest(command); i++) {
                 if (!ended && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")))
                         return OPT_HELP;
                 if (!strcmp(argv[i], "--"))
@@ -217,20 +234,40 @@ int opt_parse(const struct opt_command *command, int argc, char *const argv[], v
         for (int i = 0; i < argc;) {
                 int used = 1;
 
+                if (!ended && takes_rest(command) && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")))
+                        return OPT_HELP;
                 if (!ended && !strcmp(argv[i], "--")) {
                         ended = true;
                 } else if (!ended && argv[i][0] == '-' && argv[i][1]) {
                         used = parse_option(command, argc - i, argv + i, &seen, into, err);
                 } else {
-                        int r = parse_operand(command, operands++, argv[i], into, err);
-
-                        used = r < 0 ? r : 1;
+                        used = parse_operand(command, operands++, argc - i, argv + i, into, err);
                 }
                 if (used < 0)
                         return used;
                 i += used;
         }
         return check_required(command, seen, operands, err);
+}
+
+int opt_parse_leading(const struct opt_program *program, int argc, char *const argv[], void *into, int *used, struct err *err)
+{
+        const struct opt_command leading = { .name = "help", .options = program->options };
+        uint64_t seen = 0;
+        int i = 0;
+
+        while (i < argc && argv[i][0] == '-' && argv[i][1]) {
+                int r;
+
+                if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+                        return OPT_HELP;
+                r = parse_option(&leading, argc - i, argv + i, &seen, into, err);
+                if (r < 0)
+                        return r;
+                i += r;
+        }
+        *used = i;
+        return 0;
 }
 
 bool opt_in_group(const struct opt_command *command, const struct opt_command *group)

@@ -23,6 +23,7 @@ enum opt_kind {
         OPT_SIZE,   /* uint64_t bytes, min to max where max is not 0; see size_parse() */
         OPT_CHOICE, /* int: the index in choices */
         OPT_CALL,   /* call() does it */
+        OPT_REST,   /* char *const *: this word and all after it, options or not; NULL-terminated as argv is. The last operand only */
 };
 
 /* What a shell offers for a value, beside choices. */
@@ -72,6 +73,7 @@ struct opt_program {
         const char *summary;
         const char *version;
         const char *description;
+        const struct opt *options; /* in front of the command, for opt_parse_leading(); may be NULL */
         const struct opt_command *const *commands; /* NULL-terminated */
         const struct opt_section *sections;
 };
@@ -83,6 +85,12 @@ struct opt_program {
  * of the values: it is the caller's to throw away.
  */
 int opt_parse(const struct opt_command *command, int argc, char *const argv[], void *into, struct err *err) _must_check_;
+
+/*
+ * The options in front of a program's command: *used is how many words they took, up to the first that is no option. As opt_parse()
+ * otherwise.
+ */
+int opt_parse_leading(const struct opt_program *program, int argc, char *const argv[], void *into, int *used, struct err *err) _must_check_;
 
 /* Whether command is one of the group. */
 bool opt_in_group(const struct opt_command *command, const struct opt_command *group);

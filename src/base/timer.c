@@ -24,14 +24,6 @@ struct timer_set {
         int fd;
 };
 
-uint64_t monotonic_ns(void)
-{
-        struct timespec now;
-
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
 /* Both are roots (or NULL); the result's back and next are NULL. */
 static struct timer *meld(struct timer *a, struct timer *b)
 {

@@ -10,6 +10,7 @@
 
 #include <uv.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 
 struct timer_set;
@@ -32,5 +33,3 @@ void timer_init(struct timer *timer, struct timer_set *set, void (*fn)(void *ctx
 void timer_arm(struct timer *timer, uint64_t deadline_ns);
 /* Nothing happens when it is not armed, or never was initialised (all zero). */
 void timer_cancel(struct timer *timer);
-
-uint64_t monotonic_ns(void);

@@ -338,7 +338,7 @@ int cgroup_make(struct cgroup *cgroup, const struct resources *resources, bool r
         if (!r)
                 r = cgroup_limit(cgroup, resources, err);
         if (r < 0)
-                (void)cgroup_remove(cgroup, NULL);
+                (void)!cgroup_remove(cgroup, NULL);
         return r;
 }
 
@@ -500,7 +500,7 @@ int cgroup_kill(const struct cgroup *cgroup, int signal, struct err *err)
                         return 0;
                 /* A stopped process does not die. */
                 if (tries == 0 && cgroup_is_frozen(cgroup))
-                        (void)cgroup_freeze(cgroup, false, NULL);
+                        (void)!cgroup_freeze(cgroup, false, NULL);
                 sleep_ms(MIN(tries, 20u));
         }
         return err_set(err, -EBUSY, "the container's processes do not end");
@@ -541,7 +541,8 @@ int cgroup_remove(struct cgroup *cgroup, struct err *err)
 
                 /* A process that has just ended may still be counted. */
                 for (unsigned tries = 0; tries < 200; tries++) {
-                        r = remove_tree(strcpy(directory, cgroup_place_directory(place, directory, sizeof(directory))), sizeof(directory), 64);
+                        cgroup_place_directory(place, directory, sizeof(directory));
+                        r = remove_tree(directory, sizeof(directory), 64);
                         if (r != -EBUSY)
                                 break;
                         sleep_ms(MIN(tries, 20u));

@@ -109,3 +109,14 @@ int procfs_start_time(int proc_fd, pid_t pid, uint64_t *ticks, char *state)
         *ticks = strtoull(p, NULL, 10);
         return 0;
 }
+
+pid_t procfs_own_pid(int proc_fd)
+{
+        char text[32];
+        ssize_t n = readlinkat(proc_fd, "self", text, sizeof(text) - 1);
+
+        if (n < 0)
+                return 0;
+        text[n] = 0;
+        return (pid_t)strtol(text, NULL, 10);
+}

@@ -25,3 +25,6 @@ int procfs_reopen(int proc_fd, int fd, int flags);
 
 /* Field 22 of /proc/PID/stat: when it started, in clock ticks since boot; tells a process from a later one of its number. state may be NULL. */
 int procfs_start_time(int proc_fd, pid_t pid, uint64_t *ticks, char *state);
+
+/* The caller's number in the PID namespace of this /proc (getpid() says the one in its own). */
+pid_t procfs_own_pid(int proc_fd);

@@ -21,19 +21,52 @@ bool rootfs_parent_makes(const struct config *config, const struct mount_config 
         return mount->id_mapped || (config->namespaces[NAMESPACE_USER].wanted && mount->kind == MOUNT_BIND && !mount->remount);
 }
 
-int rootfs_enter_tree(struct rootfs *rootfs, const char *path, struct err *err)
+/* CVE-2025-31133: what hides files is checked to be what it is called. */
+static int open_null(struct err *err)
 {
+        _cleanup_close_ int fd = open("/dev/null", O_PATH | O_CLOEXEC);
+        struct stat st;
+
+        if (fd < 0 || fstat(fd, &st) < 0)
+                return err_errno(err, -errno, "cannot open '/dev/null'");
+        if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3))
+                return err_set(err, -ENODEV, "'/dev/null' is another device");
+        return steal_fd(&fd);
+}
+
+/* What was opened before this mount namespace belongs to the host's mounts, which cannot be taken from here. */
+static int open_host(struct rootfs *rootfs, struct err *err)
+{
+        rootfs->null_fd = open_null(err);
+        if (rootfs->null_fd < 0)
+                return rootfs->null_fd;
+        rootfs->bundle_fd = open(rootfs->bundle, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        /* The root of a user namespace may not be allowed in: the runtime has then made the mounts. */
+        if (rootfs->bundle_fd < 0 && !rootfs->trees_given)
+                return err_errno(err, -errno, "cannot open the bundle '%s'", rootfs->bundle);
+        return 0;
+}
+
+int rootfs_enter_tree(struct rootfs *rootfs, const char *path, int root_tree, struct err *err)
+{
+        _cleanup_close_ int tree = root_tree;
         _cleanup_close_ int place = -1;
-        _cleanup_close_ int tree = -1;
-        int r;
+        int r = 0;
 
         /* Nothing that is mounted from here on reaches the host; what the host mounts may still come in, until the pivot. */
         if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
                 return err_errno(err, -errno, "cannot separate the container's mounts from the host's");
+        r = open_host(rootfs, err);
+        if (r < 0)
+                return r;
         place = openat(rootfs->bundle_fd, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        /* The root of a user namespace may not be allowed into the bundle's directory; any place does, since the root leaves it at once. */
+        if (place < 0 && tree >= 0)
+                place = open("/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
         if (place < 0)
                 return err_errno(err, -errno, "cannot open the container's root '%s'", path);
-        r = mount_copy(place, "", true, &tree, err);
+        if (tree < 0)
+                r = mount_copy(place, "", true, &tree, err);
         if (!r)
                 r = mount_change(tree, 0, 0, MS_PRIVATE, true, err);
         if (!r)
@@ -216,7 +249,7 @@ static void link_controllers(int top, const struct cgroup_place *place)
         snprintf(controllers, sizeof(controllers), "%s", place->controllers);
         while ((one = strsep(&rest, ",")))
                 if (strcmp(one, name) != 0)
-                        (void)symlinkat(name, top, one);
+                        (void)!symlinkat(name, top, one);
 }
 
 static int mount_cgroup_v1(struct rootfs *rootfs, const struct mount_config *mount, struct err *err)

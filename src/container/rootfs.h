@@ -19,10 +19,12 @@
 struct rootfs {
         const struct config *config;
         const struct cgroup *cgroup;
+        const char *bundle; /* its path */
         int bundle_fd, proc_fd;
         int root_fd;           /* of the container's root, once entered */
         int null_fd;           /* the host's /dev/null, known to be it; -1: none */
         const int *trees;      /* made by the parent, one a mount, -1 where it made none; NULL: none */
+        bool trees_given;      /* by a user namespace's parent: nothing has to be reached by path */
         bool user_namespace;   /* devices cannot be made: the host's are bound */
         bool no_pivot;
         /* Called before the first mount of cgroups: the process is in its group from then on. */
@@ -30,7 +32,8 @@ struct rootfs {
         void *ctx;
 };
 
-int rootfs_enter_tree(struct rootfs *rootfs, const char *path, struct err *err) _must_check_;
+/* root_tree: a detached tree of the root made by the parent, or -1. It becomes ours. */
+int rootfs_enter_tree(struct rootfs *rootfs, const char *path, int root_tree, struct err *err) _must_check_;
 int rootfs_fill(struct rootfs *rootfs, struct err *err) _must_check_;
 int rootfs_seal(struct rootfs *rootfs, struct err *err) _must_check_;
 int rootfs_pivot(struct rootfs *rootfs, struct err *err) _must_check_;

@@ -1,4 +1,4 @@
-#include "container/seccomp.h"
+#include "container/seccomp-filter.h"
 
 #include <errno.h>
 #include <linux/seccomp.h>

@@ -202,6 +202,7 @@ static int converse(struct creation *c, struct err *err)
         }
 }
 
+/* The record's descriptor holds its lock, which would be the container's as long as it lives. */
 static _Noreturn void be_init(const struct creation *c, int channel)
 {
         const struct create_options *options = c->options;
@@ -212,6 +213,7 @@ static _Noreturn void be_init(const struct creation *c, int channel)
                 .no_pivot = options->no_pivot, .new_keyring = !options->no_new_keyring, .terminal = c->state.config.process.terminal,
         };
 
+        close(c->state.dir_fd);
         init_run(&plan);
 }
 
@@ -353,20 +355,10 @@ static int create(struct creation *c, struct err *err)
                                                                              .master = -1, .with_gate = gate                                \
         }
 
-int container_create(const struct runtime *runtime, const struct create_options *options, struct err *err)
-{
-        _cleanup_(creation_done) struct creation c = CREATION(runtime, options, true);
-        int r = create(&c, err);
-
-        if (!r) {
-                r = channel_send(c.channel, MESSAGE_RELEASE, 0, -1, err);
-                if (r < 0)
-                        unmake(&c);
-        }
-        return r;
-}
-
-/* Lets the process go on to its program, and hears whether that runs: the channel ends with the program's start. */
+/*
+ * Lets the process go on by itself: the channel ends when it no longer ends with us, or, where it does not wait to be started, when the
+ * program runs; why it does not is heard before.
+ */
 static int release(struct creation *c, struct err *err)
 {
         struct message message;
@@ -375,6 +367,19 @@ static int release(struct creation *c, struct err *err)
         if (!r)
                 r = channel_receive(c->channel, &message, &fd, err);
         return r == -EPIPE ? 0 : r < 0 ? r : err_set(err, -EBADMSG, "message %d is not expected from the container's process", message.kind);
+}
+
+int container_create(const struct runtime *runtime, const struct create_options *options, struct err *err)
+{
+        _cleanup_(creation_done) struct creation c = CREATION(runtime, options, true);
+        int r = create(&c, err);
+
+        if (!r) {
+                r = release(&c, err);
+                if (r < 0)
+                        unmake(&c);
+        }
+        return r;
 }
 
 int container_run(const struct runtime *runtime, const struct create_options *options, int *exit_code, struct err *err)

@@ -30,6 +30,20 @@ struct sched_attributes {
         uint32_t clamp_min, clamp_max;
 };
 
+static int refuse_limit(const struct resource_limit *limit, pid_t pid, int code, struct err *err)
+{
+        const struct word *word = limit_words;
+        struct rlimit now;
+
+        while (word->name && (int)word->value != limit->resource)
+                word++;
+        if (code == -EPERM && prlimit(pid, (enum __rlimit_resource)limit->resource, NULL, &now) == 0 && limit->limit.rlim_max > now.rlim_max)
+                return err_set(err, code, "process.rlimits: %s cannot be raised to %llu here, where %llu is the most (it takes CAP_SYS_RESOURCE)", word->name,
+                               (unsigned long long)limit->limit.rlim_max, (unsigned long long)now.rlim_max);
+        return err_errno(err, code, "process.rlimits: cannot set %s to %llu, at most %llu", word->name, (unsigned long long)limit->limit.rlim_cur,
+                         (unsigned long long)limit->limit.rlim_max);
+}
+
 int process_limit(const struct process_config *process, pid_t pid, bool rootless, int proc_fd, struct err *err)
 {
         const struct scheduling *s = &process->scheduling;
@@ -40,8 +54,7 @@ int process_limit(const struct process_config *process, pid_t pid, bool rootless
                 const struct resource_limit *limit = &process->limits[i];
 
                 if (prlimit(pid, (enum __rlimit_resource)limit->resource, &limit->limit, NULL) < 0)
-                        return err_errno(err, -errno, "cannot set the limit %d of process.rlimits to %llu, at most %llu", limit->resource,
-                                         (unsigned long long)limit->limit.rlim_cur, (unsigned long long)limit->limit.rlim_max);
+                        return refuse_limit(limit, pid, -errno, err);
         }
         if (process->oom_score_given) {
                 snprintf(path, sizeof(path), "%d/oom_score_adj", (int)pid);

@@ -23,6 +23,8 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 
+#include "base/mounts.h"
+
 /* Linux 6.2; Debian 12's headers have up to ABI 2. */
 #ifndef LANDLOCK_ACCESS_FS_TRUNCATE
 #define LANDLOCK_ACCESS_FS_TRUNCATE (1ull << 14)
@@ -69,27 +71,6 @@ static int map_own_ids(uid_t uid, gid_t gid, struct err *err)
         return write_file("/proc/self/gid_map", map, err);
 }
 
-/*
- * In a chroot "/" is no mount point, which neither making mounts private nor pivot_root takes. Entering the mount namespace that
- * we are in already leads to its real root, where mounts can be made private; then a copy of the chroot's tree is mounted over the
- * chroot and becomes the root. Paths mean the same as before. setns(2), "Details for specific namespace types"; chroot(2).
- */
-static int make_root_a_mount(void)
-{
-        _cleanup_close_ int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-        _cleanup_close_ int ns = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-        _cleanup_close_ int tree = -1;
-        char cwd[4096];
-
-        if (root < 0 || ns < 0 || !getcwd(cwd, sizeof(cwd)) || setns(ns, CLONE_NEWNS) < 0)
-                return -errno;
-        if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
-                tree = open_tree(root, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH);
-        if (tree < 0 || move_mount(tree, "", root, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
-                return -errno;
-        return fchdir(tree) < 0 || chroot(".") < 0 || chdir(cwd) < 0 ? -errno : 0;
-}
-
 int sandbox_isolate(struct sandbox *sandbox, bool keep_network, struct err *err)
 {
         const int own = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (keep_network ? 0 : CLONE_NEWNET);
@@ -113,9 +94,7 @@ int sandbox_isolate(struct sandbox *sandbox, bool keep_network, struct err *err)
         sandbox->mount_ns = true;
         sandbox->net_ns = !keep_network;
         /* From here on nothing that is mounted reaches the host's tree. */
-        r = mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ? -errno : 0;
-        if (r == -EINVAL)
-                r = make_root_a_mount();
+        r = mounts_propagate(MS_PRIVATE);
         if (r < 0)
                 return err_errno(err, r, "cannot make the mounts of the sandbox private");
         return 0;

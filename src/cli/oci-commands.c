@@ -77,21 +77,29 @@ static void create_prepare(void *into)
 static int create_run(const struct runtime *runtime, void *into, int *exit_code, struct err *err)
 {
         struct create_args *args = into;
-        int r;
 
         args->options.preserved_fds = (int)args->preserved_fds;
-        r = container_create(runtime, &args->options, err);
-        if (r < 0)
-                *exit_code = process_exit_code(r) == 127 && !strncmp(err->text, "executable", 10) ? 127 : 1;
-        return r;
+        return container_create(runtime, &args->options, err);
+}
+
+/* As a shell has it, when it is the program that cannot be run; 1 for anything else. */
+static int program_exit_code(int code, const struct err *err)
+{
+        bool program = !strncmp(err->text, "executable file not found", 25) || !strncmp(err->text, "cannot run '", 12);
+
+        return program ? process_exit_code(code) : 1;
 }
 
 static int run_run(const struct runtime *runtime, void *into, int *exit_code, struct err *err)
 {
         struct create_args *args = into;
+        int r;
 
         args->options.preserved_fds = (int)args->preserved_fds;
-        return container_run(runtime, &args->options, exit_code, err);
+        r = container_run(runtime, &args->options, exit_code, err);
+        if (r < 0)
+                *exit_code = program_exit_code(r, err);
+        return r;
 }
 
 static const struct opt_command create_table = {
@@ -346,9 +354,8 @@ static int exec_run(const struct runtime *runtime, void *into, int *exit_code, s
         if (!args->options.process_file && !args->command)
                 return err_set(err, -EINVAL, "no program is given to run in container '%s'", args->options.id);
         r = container_exec(runtime, &args->options, exit_code, err);
-        /* What is wrong with the container is not the program's. */
         if (r < 0)
-                *exit_code = r == -EBUSY || r == -ESRCH || !strncmp(err->text, "container '", 11) ? 1 : process_exit_code(r);
+                *exit_code = program_exit_code(r, err);
         return r;
 }
 

@@ -390,5 +390,5 @@ int process_execute(struct process_plan *plan, struct err *err)
 
 int process_exit_code(int code)
 {
-        return code == -ENOENT || code == -ENOTDIR ? 127 : code == -EACCES || code == -ENOEXEC || code == -EPERM || code == -EISDIR ? 126 : 1;
+        return code == -ENOENT || code == -ENOTDIR ? 127 : code == -EACCES || code == -ENOEXEC || code == -EISDIR ? 126 : 1;
 }

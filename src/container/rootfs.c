@@ -10,7 +10,7 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
-#include "container/cgroup-file.h"
+#include "base/mounts.h"
 #include "container/copy-up.h"
 #include "container/inside.h"
 #include "container/mount.h"
@@ -54,8 +54,9 @@ int rootfs_enter_tree(struct rootfs *rootfs, const char *path, int root_tree, st
         int r = 0;
 
         /* Nothing that is mounted from here on reaches the host; what the host mounts may still come in, until the pivot. */
-        if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
-                return err_errno(err, -errno, "cannot separate the container's mounts from the host's");
+        r = mounts_propagate(MS_SLAVE);
+        if (r < 0)
+                return err_errno(err, r, "cannot separate the container's mounts from the host's");
         r = open_host(rootfs, err);
         if (r < 0)
                 return r;

@@ -20,7 +20,7 @@ struct cli_command {
         void (*finish)(void *args);
 };
 
-extern const struct opt_command boot_table, doctor_table, help_table, version_table, completion_table;
+extern const struct opt_command boot_table, doctor_table, help_table, oci_table, version_table, completion_table;
 extern const struct opt_command disk_table, disk_create_table, disk_info_table, disk_check_table, disk_map_table, disk_convert_table,
         disk_compare_table, disk_resize_table, disk_snapshot_table, disk_bitmap_table,
         disk_commit_table, disk_rebase_table, disk_amend_table, disk_measure_table,
@@ -34,6 +34,7 @@ extern const struct cli_command cli_disk_create, cli_disk_info, cli_disk_check, 
         cli_disk_stream, cli_disk_mirror, cli_disk_backup,
         cli_disk_serve;
 extern const struct cli_command cli_doctor;
+extern const struct cli_command cli_oci;
 extern const struct cli_command cli_help;
 extern const struct cli_command cli_version;
 extern const struct cli_command cli_completion;

@@ -13,7 +13,7 @@ static const struct cli_command *const commands[] = {
         &cli_disk_resize, &cli_disk_snapshot, &cli_disk_bitmap, &cli_disk_commit, &cli_disk_rebase, &cli_disk_amend, &cli_disk_measure,
         &cli_disk_stream, &cli_disk_mirror, &cli_disk_backup,
         &cli_disk_serve,
-        &cli_doctor, &cli_help, &cli_version, &cli_completion,
+        &cli_doctor, &cli_oci, &cli_help, &cli_version, &cli_completion,
 };
 
 /*

@@ -67,43 +67,41 @@ struct log_file {
         int format;
 };
 
-static struct log_file log_file = { .fd = -1 };
-
-static void write_log(const char *level, const char *text)
+static void write_log(const struct log_file *log, const char *level, const char *text)
 {
         struct timespec now;
         struct tm tm;
         char when[64];
         json_t *json;
 
-        if (log_file.fd < 0)
+        if (log->fd < 0)
                 return;
         clock_gettime(CLOCK_REALTIME, &now);
         gmtime_r(&now.tv_sec, &tm);
         strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", &tm);
-        json = log_file.format == LOG_FORMAT_JSON ? json_pack("{s:s, s:s, s:s}", "level", level, "msg", text, "time", when) : NULL;
+        json = log->format == LOG_FORMAT_JSON ? json_pack("{s:s, s:s, s:s}", "level", level, "msg", text, "time", when) : NULL;
         if (json) {
                 char *line = json_dumps(json, JSON_COMPACT | JSON_PRESERVE_ORDER);
 
                 if (line)
-                        dprintf(log_file.fd, "%s\n", line);
+                        dprintf(log->fd, "%s\n", line);
                 free(line);
                 json_decref(json);
         } else {
-                dprintf(log_file.fd, "time=\"%s\" level=%s msg=\"%s\"\n", when, level, text);
+                dprintf(log->fd, "time=\"%s\" level=%s msg=\"%s\"\n", when, level, text);
         }
 }
 
-static void tell_error(const struct err *err)
+static void tell_error(const struct log_file *log, const struct err *err)
 {
         log_error("%s", err->text);
-        write_log("error", err->text);
+        write_log(log, "error", err->text);
 }
 
-static void tell_warning(const struct err *err)
+static void tell_warning(void *ctx, const struct err *err)
 {
         log_warning("%s", err->text);
-        write_log("warning", err->text);
+        write_log(ctx, "warning", err->text);
 }
 
 static int default_root(char *root, size_t size_bytes, struct err *err)
@@ -131,24 +129,25 @@ static bool is_rootless(int proc_fd)
                !(inside == 0 && outside == 0 && count == UINT32_MAX);
 }
 
+static int open_log(const struct oci_args *args, struct log_file *log, struct err *err)
+{
+        if (!args->log)
+                return 0;
+        log->fd = open(args->log, O_CREAT | O_APPEND | O_WRONLY | O_CLOEXEC, 0644);
+        log->format = args->log_format;
+        return log->fd < 0 ? err_errno(err, -errno, "cannot open the log '%s'", args->log) : 0;
+}
+
 static int set_up(struct runtime *runtime, const struct oci_args *args, char *root, size_t root_bytes, struct err *err)
 {
-        int r = 0;
+        int r = procfs_open(&runtime->proc_fd, err);
 
-        if (args->log) {
-                log_file.fd = open(args->log, O_CREAT | O_APPEND | O_WRONLY | O_CLOEXEC, 0644);
-                log_file.format = args->log_format;
-                if (log_file.fd < 0)
-                        return err_errno(err, -errno, "cannot open the log '%s'", args->log);
-        }
-        r = procfs_open(&runtime->proc_fd, err);
         if (!r && !args->root)
                 r = default_root(root, root_bytes, err);
         if (r < 0)
                 return r;
         runtime->root = args->root ? args->root : root;
         runtime->systemd_cgroup = args->systemd_cgroup;
-        runtime->warn = tell_warning;
         if (!args->rootless || !strcmp(args->rootless, "auto"))
                 runtime->rootless = is_rootless(runtime->proc_fd);
         else if (!strcmp(args->rootless, "true") || !strcmp(args->rootless, "false"))
@@ -185,10 +184,11 @@ static int show_help(const struct opt_command *command)
         return finish(0);
 }
 
-static int run_command(const struct oci_command *command, const struct oci_args *leading_args, int argc, char **argv, char **whole)
+static int run_command(const struct oci_command *command, const struct oci_args *leading_args, int argc, char **argv)
 {
         _cleanup_free_ void *args = calloc(1, MAX(command->args_size, (size_t)1));
-        struct runtime runtime = { .proc_fd = -1 };
+        struct log_file log = { .fd = -1 };
+        struct runtime runtime = { .proc_fd = -1, .warn = tell_warning, .ctx = &log };
         struct err err = ERR_INIT;
         char root[4096];
         int r, exit_code = 0;
@@ -201,16 +201,18 @@ static int run_command(const struct oci_command *command, const struct oci_args 
         if (r == OPT_HELP)
                 return show_help(command->table);
         if (r < 0) {
-                tell_error(&err);
+                tell_error(&log, &err);
                 return 2;
         }
-        r = set_up(&runtime, leading_args, root, sizeof(root), &err);
+        r = open_log(leading_args, &log, &err);
+        if (!r)
+                r = set_up(&runtime, leading_args, root, sizeof(root), &err);
         if (!r && command->enters)
-                r = sealed_exe_ensure(whole, &err);
+                r = sealed_exe_ensure(&err);
         if (!r)
                 r = command->run(&runtime, args, &exit_code, &err);
         if (r < 0) {
-                tell_error(&err);
+                tell_error(&log, &err);
                 return exit_code ? exit_code : 1;
         }
         return finish(exit_code);
@@ -228,7 +230,7 @@ int oci_main(int argc, char **argv)
         if (r == OPT_HELP)
                 return show_help(NULL);
         if (r < 0) {
-                tell_error(&err);
+                log_error("%s", err.text);
                 return 2;
         }
         if (args.version) {
@@ -250,5 +252,5 @@ int oci_main(int argc, char **argv)
                 log_error(nearest ? "unknown command '%s' (did you mean '%s'?)" : "unknown command '%s' (try 'virta-oci --help')", argv[0], nearest);
                 return 2;
         }
-        return run_command(command, &args, argc - 1, argv + 1, argv - used - 1);
+        return run_command(command, &args, argc - 1, argv + 1);
 }

@@ -14,7 +14,8 @@ struct runtime {
         bool systemd_cgroup;
         bool rootless;    /* what only root may do to the host is left out */
         int proc_fd;
-        void (*warn)(const struct err *err);
+        void (*warn)(void *ctx, const struct err *err); /* a hook failed that may fail */
+        void *ctx;
 };
 
 struct create_options {

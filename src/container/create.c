@@ -399,7 +399,7 @@ int container_run(const struct runtime *runtime, const struct create_options *op
         }
         text = hook_state(c.state.id, "running", c.state.pid, c.state.bundle, json_object_get(c.state.config.json, "annotations"));
         if (text)
-                hooks_run_all(&c.state.config, HOOK_POSTSTART, text, c.state.bundle, runtime->warn);
+                hooks_run_all(&c.state.config, HOOK_POSTSTART, text, c.state.bundle, runtime->warn, runtime->ctx);
         *exit_code = 0;
         if (options->detach)
                 return 0;

@@ -113,7 +113,8 @@ int hooks_run(const struct config *config, enum hook_kind kind, const char *stat
         return 0;
 }
 
-void hooks_run_all(const struct config *config, enum hook_kind kind, const char *state, const char *directory, void (*warn)(const struct err *err))
+void hooks_run_all(const struct config *config, enum hook_kind kind, const char *state, const char *directory, void (*warn)(void *ctx, const struct err *err),
+                   void *ctx)
 {
         for (size_t i = 0; i < config->hook_counts[kind]; i++) {
                 struct err err = ERR_INIT;
@@ -121,7 +122,7 @@ void hooks_run_all(const struct config *config, enum hook_kind kind, const char 
 
                 if (r < 0) {
                         err_wrap(&err, r, "%s hook %zu", hook_names[kind], i);
-                        warn(&err);
+                        warn(ctx, &err);
                 }
         }
 }

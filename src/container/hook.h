@@ -12,4 +12,5 @@
 /* Runs those of one kind in their order; the first that fails ends it. state: the JSON. directory: where they run (the bundle); NULL: where we are. */
 int hooks_run(const struct config *config, enum hook_kind kind, const char *state, const char *directory, struct err *err) _must_check_;
 /* As hooks_run(), and a failure is told to warn() while the others go on. */
-void hooks_run_all(const struct config *config, enum hook_kind kind, const char *state, const char *directory, void (*warn)(const struct err *err));
+void hooks_run_all(const struct config *config, enum hook_kind kind, const char *state, const char *directory, void (*warn)(void *ctx, const struct err *err),
+                   void *ctx);

@@ -33,7 +33,7 @@ static void run_hooks_all(const struct runtime *runtime, const struct container_
                 return;
         text = hook_state(state->id, status, pid, state->bundle, json_object_get(state->config.json, "annotations"));
         if (text)
-                hooks_run_all(&state->config, kind, text, state->bundle, runtime->warn);
+                hooks_run_all(&state->config, kind, text, state->bundle, runtime->warn, runtime->ctx);
 }
 
 static int refuse(const struct container_state *state, enum container_status status, const char *verb, struct err *err)

@@ -63,8 +63,40 @@ static int copy_sealed(int exe, struct err *err)
         return steal_fd(&copy);
 }
 
-int sealed_exe_ensure(char *const argv[], struct err *err)
+/* What we were called with; the array and its texts live until the end. */
+static char **own_arguments(struct err *err)
 {
+        const size_t room = 2 << 20; /* ARG_MAX, execve(2) */
+        _cleanup_close_ int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+        char *text = fd < 0 ? NULL : malloc(room), **argv = NULL;
+        size_t length = 0, count = 0;
+        ssize_t n = -1;
+
+        while (text && length < room - 1 && (n = read(fd, text + length, room - 1 - length)) > 0)
+                length += (size_t)n;
+        if (n < 0 || !length) {
+                free(text);
+                err_set(err, -EIO, "cannot read '/proc/self/cmdline'");
+                return NULL;
+        }
+        text[length] = 0;
+        for (size_t i = 0; i < length; i++)
+                count += !text[i];
+        argv = calloc(count + 1, sizeof(*argv));
+        if (!argv) {
+                free(text);
+                err_nomem(err);
+                return NULL;
+        }
+        for (size_t i = 0, at = 0; i < count; i++, at += strlen(text + at) + 1)
+                argv[i] = text + at;
+        return argv;
+}
+
+int sealed_exe_ensure(struct err *err)
+{
+        char **argv;
+
         _cleanup_close_ int exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
         _cleanup_close_ int sealed = -1;
 
@@ -77,6 +109,9 @@ int sealed_exe_ensure(char *const argv[], struct err *err)
                 sealed = copy_sealed(exe, err);
         if (sealed < 0)
                 return sealed;
+        argv = own_arguments(err);
+        if (!argv)
+                return -EIO;
         execveat(sealed, "", argv, environ, AT_EMPTY_PATH);
         return err_errno(err, -errno, "cannot execute the sealed program");
 }

@@ -9,5 +9,5 @@
 
 #include "base/err.h"
 
-/* Returns 0 when we run from such a file; else executes ourselves again with argv and does not return. */
-int sealed_exe_ensure(char *const argv[], struct err *err) _must_check_;
+/* Returns 0 when we run from such a file; else executes ourselves again with the same arguments and does not return. */
+int sealed_exe_ensure(struct err *err) _must_check_;

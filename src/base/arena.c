@@ -17,7 +17,7 @@ void *arena_take(struct arena *arena, size_t count, size_t size_bytes)
 
         if (__builtin_mul_overflow(count, size_bytes, &bytes) || bytes > PTRDIFF_MAX - CHUNK_BYTES)
                 return NULL;
-        bytes = align_up(MAX(bytes, (size_t)1), sizeof(max_align_t));
+        bytes = align_up(MAX(bytes, (size_t)1), _Alignof(max_align_t));
         if ((size_t)(arena->end - arena->next) < bytes) {
                 size_t room = MAX(bytes, (size_t)CHUNK_BYTES - sizeof(struct arena_chunk));
                 struct arena_chunk *chunk = calloc(1, sizeof(*chunk) + room);

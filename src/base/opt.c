@@ -219,6 +219,12 @@ static bool takes_rest(const struct opt_command *command)
         return operand && operand->argument;
 }
 
+/* No options of its own: another program's command line. */
+static bool is_all_rest(const struct opt_command *command)
+{
+        return !command->options->name && command->operands && command->operands->kind == OPT_REST;
+}
+
 int opt_parse(const struct opt_command *command, int argc, char *const argv[], void *into, struct err *err)
 {
         bool ended = false;
@@ -238,7 +244,7 @@ int opt_parse(const struct opt_command *command, int argc, char *const argv[], v
                         return OPT_HELP;
                 if (!ended && !strcmp(argv[i], "--")) {
                         ended = true;
-                } else if (!ended && argv[i][0] == '-' && argv[i][1]) {
+                } else if (!ended && !is_all_rest(command) && argv[i][0] == '-' && argv[i][1]) {
                         used = parse_option(command, argc - i, argv + i, &seen, into, err);
                 } else {
                         used = parse_operand(command, operands++, argc - i, argv + i, into, err);

@@ -23,7 +23,8 @@ enum opt_kind {
         OPT_SIZE,   /* uint64_t bytes, min to max where max is not 0; see size_parse() */
         OPT_CHOICE, /* int: the index in choices */
         OPT_CALL,   /* call() does it */
-        OPT_REST,   /* char *const *: this word and all after it, options or not; NULL-terminated as argv is. The last operand only */
+        OPT_REST,   /* char *const *: this word and all after it, options or not; NULL-terminated as argv is. The last operand only; when it
+                       is all that a command takes, from the first word on */
 };
 
 /* What a shell offers for a value, beside choices. */

@@ -175,12 +175,59 @@ static void texts_have_every_option(void **state)
         assert_true(ARRAY_SIZE(options) <= 64);
 }
 
+struct rest_args {
+        bool loud;
+        const char *name;
+        char *const *words;
+};
+
+static const struct opt rest_options[] = {
+        { "loud", NULL, "say more", OPT_FLAG, offsetof(struct rest_args, loud), .letter = 'l' },
+        { 0 },
+};
+
+/* Another program's command line behind our own. */
+static void takes_the_rest(void **state)
+{
+        const struct opt words[] = { { NULL, "NAME", "whose", OPT_TEXT, offsetof(struct rest_args, name), .required = true },
+                                        { NULL, "COMMAND", "what", OPT_REST, offsetof(struct rest_args, words) },
+                                        { 0 } };
+        const struct opt_command exec = { .name = "exec", .options = rest_options, .operands = words };
+        char *const argv[] = { (char *)"-l", (char *)"n", (char *)"ls", (char *)"--help", (char *)"-x", NULL };
+        struct rest_args args = { 0 };
+        struct err err = ERR_INIT;
+
+        assert_int_equal(opt_parse(&exec, 5, argv, &args, &err), 0);
+        assert_true(args.loud);
+        assert_string_equal(args.name, "n");
+        assert_ptr_equal(args.words, argv + 2);
+        assert_int_equal(opt_parse(&exec, 1, argv + 3, &args, &err), OPT_HELP);
+}
+
+static void takes_leading_options(void **state)
+{
+        const struct opt_program leading = { .name = "p", .options = rest_options };
+        char *const argv[] = { (char *)"--loud", (char *)"run", (char *)"--loud", NULL };
+        char *const wrong[] = { (char *)"--laud", (char *)"run", NULL };
+        struct rest_args args = { 0 };
+        struct err err = ERR_INIT;
+        int used = 0;
+
+        assert_int_equal(opt_parse_leading(&leading, 3, argv, &args, &used, &err), 0);
+        assert_int_equal(used, 1);
+        assert_true(args.loud);
+        assert_int_equal(opt_parse_leading(&leading, 2, wrong, &args, &used, &err), -EINVAL);
+        assert_non_null(strstr(err.text, "did you mean '--loud'"));
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(takes_every_kind),
                 cmocka_unit_test(says_what_is_wrong),
                 cmocka_unit_test(texts_have_every_option),
+                cmocka_unit_test(takes_the_rest),
+                cmocka_unit_test(takes_leading_options),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -350,11 +350,17 @@ static struct x86_space *space_at(struct x86_cpu *cpu, unsigned n)
         return &((struct x86_cpu *)((uintptr_t)cpu + n * X86_WINDOW_BYTES))->own;
 }
 
+/* Not by memset(), which may use the vector registers: the guest's are in them. */
+static void clear_plainly(void *to, size_t size_bytes)
+{
+        __asm__ volatile("rep stosb" : "+D"(to), "+c"(size_bytes) : "a"(0) : "memory");
+}
+
 /* One that no entry has. */
 static uint32_t new_generation(struct x86_cpu *cpu)
 {
         if (!++cpu->jit.generations) {
-                memset(cpu->jit.second, 0, sizeof(cpu->jit.second));
+                clear_plainly(cpu->jit.second, sizeof(cpu->jit.second));
                 cpu->jit.generation = ++cpu->jit.generations;
                 for (unsigned n = 0; n < X86_SPACES; n++)
                         if (cpu->spaces[n].ready)

@@ -551,11 +551,10 @@ const void *translator_serve_leave(struct x86_cpu *cpu, uint64_t number, uint64_
                 cpu->jit.interpret = true;
                 return out(cpu);
         }
+        translator_vectors_out(cpu); /* what is called from here on may use vector registers */
         block = translator_find_crossing(cpu, rip);
-        if (!block) {
-                translator_vectors_out(cpu);
+        if (!block)
                 block = translator_make_crossing(cpu, rip);
-        }
         if (block) {
                 status_from_lazy(cpu);
                 flags_out(cpu);

@@ -204,3 +204,20 @@ const char *size_about(uint64_t bytes, char text[SIZE_TEXT_MAX])
         snprintf(text, SIZE_TEXT_MAX, value == (double)(uint64_t)value ? "%.0f %ciB" : "%.1f %ciB", value, units[unit]);
         return text;
 }
+
+ssize_t text_read(int fd, char *text, size_t size_bytes)
+{
+        size_t have = 0;
+        ssize_t n = 1;
+
+        while (n && have < size_bytes - 1) {
+                n = read(fd, text + have, size_bytes - 1 - have);
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n < 0)
+                        break;
+                have += (size_t)n;
+        }
+        text[have] = 0;
+        return n < 0 ? -errno : (ssize_t)have;
+}

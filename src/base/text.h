@@ -34,6 +34,12 @@ size_t text_escape(const void *from, size_t from_size, char *to, size_t size_byt
 bool text_copy(char *to, size_t size_bytes, const char *from) _must_check_;
 
 /*
+ * Reads what is left of a file, cut at size_bytes - 1 bytes, and ends it with 0. The number of bytes, or -errno; text is then what came
+ * before.
+ */
+ssize_t text_read(int fd, char *text, size_t size_bytes);
+
+/*
  * Splits "a,b=c,d,,e" in place: the next field of *rest, or NULL when there is none left. A doubled comma stands for one
  * comma within a field, so that any file name can be given.
  */

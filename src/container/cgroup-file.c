@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 
+#include "base/text.h"
+
 static int open_file(const char *directory, const char *file, int flags)
 {
         char path[4096];
@@ -32,24 +34,9 @@ int cgroup_file_write(const char *directory, const char *file, const char *text,
 ssize_t cgroup_file_read(const char *directory, const char *file, char *text, size_t size_bytes)
 {
         _cleanup_close_ int fd = open_file(directory, file, O_RDONLY);
-        size_t have = 0;
 
         text[0] = 0;
-        if (fd < 0)
-                return fd;
-        while (have < size_bytes - 1) {
-                ssize_t n = read(fd, text + have, size_bytes - 1 - have);
-
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n < 0)
-                        return -errno;
-                if (n == 0)
-                        break;
-                have += (size_t)n;
-        }
-        text[have] = 0;
-        return (ssize_t)have;
+        return fd < 0 ? fd : text_read(fd, text, size_bytes);
 }
 
 bool cgroup_file_number(const char *directory, const char *file, uint64_t *number)

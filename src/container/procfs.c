@@ -9,6 +9,8 @@
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 
+#include "base/text.h"
+
 #define PROC_ROOT_INO 1 /* Linux, include/uapi/linux/fs.h (since 6.17; the number is as old as procfs) */
 
 int procfs_open(int *proc_fd, struct err *err)
@@ -51,23 +53,8 @@ int procfs_write(int proc_fd, const char *path, const char *text, struct err *er
 ssize_t procfs_read(int proc_fd, const char *path, char *text, size_t size_bytes)
 {
         _cleanup_close_ int fd = procfs_openat(proc_fd, path, O_RDONLY);
-        size_t have = 0;
 
-        if (fd < 0)
-                return fd;
-        while (have < size_bytes - 1) {
-                ssize_t n = read(fd, text + have, size_bytes - 1 - have);
-
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n < 0)
-                        return -errno;
-                if (n == 0)
-                        break;
-                have += (size_t)n;
-        }
-        text[have] = 0;
-        return (ssize_t)have;
+        return fd < 0 ? fd : text_read(fd, text, size_bytes);
 }
 
 int procfs_reopen(int proc_fd, int fd, int flags)

@@ -489,7 +489,7 @@ static void submit_flush(struct mapped *m, struct block_request *guest)
 {
         struct mapped_part *part;
 
-        if (m->cache.dirty || m->flush_lock.held || m->ops->flush) {
+        if (!table_cache_idle(&m->cache) || m->flush_lock.held || m->ops->flush) {
                 in_fiber(m, guest, flush_work);
                 return;
         }

@@ -124,6 +124,7 @@ static void take_copy(struct table_cache *c, struct page_write *w, struct table_
         page->writing = true;
         page->dirty = false;
         c->dirty--;
+        c->writing++;
         w->page = page;
         w->iov = (struct iovec){ copy, c->page_bytes };
 }
@@ -141,6 +142,7 @@ static void end_write(struct table_cache *c, struct page_write *w, int result)
         struct table_page *page = w->page;
 
         page->writing = false;
+        c->writing--;
         if (result < 0 && !page->dirty) { /* it stays */
                 page->dirty = true;
                 c->dirty++;
@@ -173,11 +175,13 @@ static int write_some(struct table_cache *c, struct table_page *const page[], un
         return r;
 }
 
-/* One page that makes room. */
+/* One page that makes room. While its barrier is waited for it may come to want another. */
 static int write_one(struct table_cache *c, struct table_page *page)
 {
-        int r = page->after > c->flushed ? barrier(c) : 0;
+        int r = 0;
 
+        while (r == 0 && page->dirty && !page->writing && page->after > c->flushed)
+                r = barrier(c);
         return r < 0 || !page->dirty || page->writing ? r : write_some(c, &page, 1);
 }
 

@@ -29,7 +29,7 @@ struct table_page {
 
 struct table_cache {
         uint32_t page_bytes;
-        unsigned pages, pages_max, dirty;
+        unsigned pages, pages_max, dirty, writing;
         struct table_page *newest, *oldest;
         struct table_page *hash[1u << TABLE_HASH_BITS];
         uint64_t written, flushed; /* writes that pages wait for (table_page.after), and those of them that are on stable storage */
@@ -51,6 +51,12 @@ void table_page_put(struct table_page *page);
 struct table_page *table_page_peek(struct table_cache *c, struct block *file, uint64_t offset);
 /* It was changed. after_flush: what it says holds behind a flush of what was written so far. */
 void table_page_changed(struct table_cache *c, struct table_page *page, bool after_flush);
+/* Nothing is to be written, nor on its way: a flush of the files is a flush of the tables. */
+static inline bool table_cache_idle(const struct table_cache *c)
+{
+        return !c->dirty && !c->writing;
+}
+
 /* All dirty pages, a flush before those that want one. No flush afterwards. */
 int table_cache_write(struct table_cache *c) _must_check_;
 /* Forgets the pages of these bytes, written or not. */

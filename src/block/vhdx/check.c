@@ -100,6 +100,7 @@ int vhdx_check(struct block *block, struct block_check *check, struct err *err)
         if (r == 0 && lost && check->mend && v->m.file->info.grows) {
                 r = block_resize(v->m.file, w.end, NULL);
                 v->end = w.end;
+                v->flushed_end = MIN(v->flushed_end, v->end);
                 check->leaks_mended += r == 0 ? lost : 0;
         }
         return r < 0 ? err_errno(err, r, "cannot check disk %s", block->path) : 0;

@@ -52,6 +52,7 @@ struct vhdx {
         uint64_t locator_at;               /* the parent's names; 0: there are none */
         uint32_t locator_bytes;
         uint64_t end, fresh_from;          /* of the file's blocks; nothing was written behind */
+        uint64_t flushed_end;              /* the file is so long on stable storage, at least */
         /* log.c */
         uint32_t log_head;
         uint64_t log_sequence;

@@ -244,7 +244,7 @@ int vhdx_journal(struct table_cache *cache, struct table_page *const page[], con
         put_le64(entry + 16, v->log_sequence);
         put_le32(entry + 24, count);
         memcpy(entry + 32, v->log_guid, 16);
-        put_le64(entry + 48, align_down(v->end, VHDX_MIB));
+        put_le64(entry + 48, v->flushed_end); /* more than a crash leaves would make the image one that was cut off */
         put_le64(entry + 56, align_down(v->end, VHDX_MIB));
         for (unsigned n = 0; n < count; n++)
                 put_descriptor(entry + ENTRY_HEADER_BYTES + n * DESCRIPTOR_BYTES, entry + area + n * VHDX_LOG_SECTOR, v->log_sequence, page[n]->offset,

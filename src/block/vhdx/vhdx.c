@@ -128,6 +128,18 @@ static int vhdx_name(struct mapped *m, const struct mapped_place *place)
         return r;
 }
 
+/* How long the file is on stable storage is part of what the log says, too. */
+static int barrier(struct table_cache *cache)
+{
+        struct vhdx *v = to_vhdx(container_of(cache, struct mapped, cache));
+        uint64_t end = v->end;
+        int r = block_flush(v->m.file);
+
+        if (r == 0)
+                v->flushed_end = MAX(v->flushed_end, end);
+        return r;
+}
+
 int vhdx_begin(struct mapped *m)
 {
         struct vhdx *v = to_vhdx(m);
@@ -155,6 +167,7 @@ static int open_image(struct mapped *m, const struct block_opening *opening, str
         int r = block_read(v->m.file, 0, head, sizeof(head));
 
         m->cache.journal = vhdx_journal;
+        m->cache.barrier = barrier;
         vhdx_crc_init(v->crc);
         if (r < 0)
                 return err_errno(err, r, "cannot read disk %s", opening->path);
@@ -169,6 +182,7 @@ static int open_image(struct mapped *m, const struct block_opening *opening, str
                 return r;
         v->m.sparse = v->fixed;
         v->end = align_up(file->size_bytes, VHDX_MIB);
+        v->flushed_end = align_down(file->size_bytes, VHDX_MIB);
         v->fresh_from = file->grows ? v->end : UINT64_MAX;
         mapped_info(&v->m, v->size_bytes, v->sector_bytes, v->block_bytes);
         v->m.block.info.physical_bytes = MAX(v->m.block.info.physical_bytes, v->physical_bytes);

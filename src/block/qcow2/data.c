@@ -502,7 +502,9 @@ static int release_entry(struct qcow2 *q, uint64_t entry)
  */
 static bool wants_flush(const struct qcow2 *q, const struct filling *f, uint64_t old)
 {
-        return f->copied || !f->clusters || !f->fresh || q->backing || (old & (QCOW2_OFFSET | QCOW2_COMPRESSED) && !(old & QCOW2_ZERO && !q->extended));
+        if (f->copied || !f->clusters || !f->fresh || q->backing || old & QCOW2_COMPRESSED) /* of a packed one the lowest bit is of its place */
+                return true;
+        return old & QCOW2_OFFSET && !(old & QCOW2_ZERO && !q->extended);
 }
 
 static int name_clusters(struct qcow2 *q, const struct filling *f)
@@ -907,7 +909,7 @@ static void submit_flush(struct qcow2 *q, struct block_request *guest)
 {
         struct qcow2_part *part;
 
-        if (q->cache.dirty || q->pending || q->flush_lock.held || q->data != q->file) {
+        if (!table_cache_idle(&q->cache) || q->pending || q->flush_lock.held || q->data != q->file) {
                 in_fiber(q, guest, flush_work);
                 return;
         }

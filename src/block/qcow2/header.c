@@ -458,6 +458,8 @@ static int qcow2_finish(struct block *block, struct err *err)
                 r = qcow2_flush(q);
         if (r == 0)
                 r = qcow2_flush(q); /* what the first gave back */
+        if (r == 0)
+                r = qcow2_cut_file(q);
         if (r == 0 && q->packing && !q->counts_wrong)
                 r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY, false);
         q->packing = false;

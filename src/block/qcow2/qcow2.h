@@ -163,6 +163,7 @@ struct qcow2 {
         unsigned refcount_block_bits;    /* log2 of counts in a block */
         uint64_t refcount_max;
         uint64_t file_clusters;          /* nothing behind was ever taken */
+        uint64_t opened_bytes;           /* of the file, as it was opened */
         uint64_t search;                 /* no free cluster before it */
         struct qcow2_extent *reserve;    /* counted as 1, and nobody's yet */
         uint64_t reserved;
@@ -326,6 +327,8 @@ int qcow2_release(struct qcow2 *q, uint64_t cluster, uint64_t count) _must_check
 int qcow2_release_now(struct qcow2 *q, struct qcow2_extent *list) _must_check_;
 /* What is left of the reserve is free again. */
 int qcow2_reserve_return(struct qcow2 *q) _must_check_;
+/* What the file was made longer by, and nobody uses, is cut off; counts are on stable storage. */
+int qcow2_cut_file(struct qcow2 *q) _must_check_;
 
 /* ---- map.c ---- */
 

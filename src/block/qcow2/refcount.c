@@ -336,8 +336,8 @@ static int find_free(struct qcow2 *q, uint64_t *cluster, uint64_t *count)
         return 0;
 }
 
-/* Counts them as 1 and puts them into the reserve; not on stable storage yet. */
-static int reserve_run(struct qcow2 *q, uint64_t cluster, uint64_t count)
+/* Counts them as 1 and puts them on the list; not on stable storage yet. */
+static int reserve_run(struct qcow2 *q, uint64_t cluster, uint64_t count, struct qcow2_extent **list)
 {
         uint64_t fresh_from = q->file->info.grows ? MAX(cluster, q->file_clusters) : UINT64_MAX;
         int r;
@@ -345,16 +345,14 @@ static int reserve_run(struct qcow2 *q, uint64_t cluster, uint64_t count)
         q->file_clusters = MAX(q->file_clusters, cluster + count);
         r = qcow2_refcount_add(q, cluster, count, 1);
         if (r == 0 && fresh_from > cluster)
-                r = append(&q->reserve, cluster, MIN(fresh_from, cluster + count) - cluster, false);
+                r = append(list, cluster, MIN(fresh_from, cluster + count) - cluster, false);
         if (r == 0 && fresh_from < cluster + count)
-                r = append(&q->reserve, fresh_from, cluster + count - fresh_from, true);
-        if (r == 0)
-                q->reserved += count;
+                r = append(list, fresh_from, cluster + count - fresh_from, true);
         return r;
 }
 
 /* `wanted` more clusters, wherever there are free ones. */
-static int fill(struct qcow2 *q, uint64_t wanted)
+static int fill(struct qcow2 *q, uint64_t wanted, struct qcow2_extent **list)
 {
         uint64_t at = q->search;
         int r = 0;
@@ -372,7 +370,7 @@ static int fill(struct qcow2 *q, uint64_t wanted)
                 count = MIN(count, block_counts(q) - (at & (block_counts(q) - 1)));
                 if (at == q->search)
                         q->search = at + count;
-                r = reserve_run(q, at, count);
+                r = reserve_run(q, at, count, list);
                 wanted -= count;
                 at += count;
         }
@@ -380,7 +378,7 @@ static int fill(struct qcow2 *q, uint64_t wanted)
 }
 
 /* `wanted` clusters side by side, behind the end of the file. */
-static int fill_whole(struct qcow2 *q, uint64_t wanted)
+static int fill_whole(struct qcow2 *q, uint64_t wanted, struct qcow2_extent **list)
 {
         for (;;) {
                 uint64_t at = q->file_clusters, missing = at;
@@ -389,42 +387,43 @@ static int fill_whole(struct qcow2 *q, uint64_t wanted)
                 while (missing < at + wanted && has_block(q, missing))
                         missing = ((missing >> q->refcount_block_bits) + 1) << q->refcount_block_bits;
                 if (missing >= at + wanted)
-                        return reserve_run(q, at, wanted);
+                        return reserve_run(q, at, wanted, list);
                 r = want_block(q, missing, at);
                 if (r < 0)
                         return r;
         }
 }
 
+/* A table must not name what is behind the file's end, as a crash leaves it: the file is as long as the reserve reaches. */
+static int lengthen(struct qcow2 *q)
+{
+        uint64_t end = q->file_clusters << q->header.cluster_bits;
+        int r = q->file->info.grows && end > q->file->info.size_bytes ? block_resize(q->file, end, NULL) : 0;
+
+        return r == -EOPNOTSUPP ? 0 : r;
+}
+
+/* The list is apart: nobody takes what is not on stable storage yet. */
 static int fill_and_flush(struct qcow2 *q, uint64_t wanted, bool whole)
 {
-        struct qcow2_extent *before = q->reserve;
-        uint64_t reserved = q->reserved;
-        int r;
+        struct qcow2_extent *list = NULL, **end = &q->reserve;
+        int r = whole ? fill_whole(q, wanted, &list) : fill(q, wanted, &list);
 
-        /* Nobody takes what is not on stable storage yet. */
-        q->reserve = NULL;
-        q->reserved = 0;
-        r = whole ? fill_whole(q, wanted) : fill(q, wanted);
+        if (r == 0)
+                r = lengthen(q);
         if (r == 0)
                 r = qcow2_cache_write(q);
         if (r == 0)
                 r = block_flush(q->file);
         if (r < 0) {
-                /* Their counts stay, in memory and perhaps on the disk: lost space until somebody checks. */
-                free_list(q->reserve);
-                q->reserve = before;
-                q->reserved = reserved;
+                free_list(list); /* their counts stay, in memory and perhaps on the disk: lost space until somebody checks */
                 return r;
         }
-        while (before) {
-                struct qcow2_extent *next = before->next;
-
-                before->next = q->reserve;
-                q->reserve = before;
-                before = next;
-        }
-        q->reserved += reserved;
+        for (const struct qcow2_extent *e = list; e; e = e->next)
+                q->reserved += e->count;
+        while (*end)
+                end = &(*end)->next;
+        *end = list;
         return 0;
 }
 
@@ -509,6 +508,24 @@ int qcow2_reserve_return(struct qcow2 *q)
         return r;
 }
 
+int qcow2_cut_file(struct qcow2 *q)
+{
+        uint64_t end = q->file_clusters, least = MAX(qcow2_clusters(q, q->opened_bytes), UINT64_C(1)), count = 0;
+        int r = 0;
+
+        if (!q->file->info.grows || q->file->info.size_bytes <= q->opened_bytes)
+                return 0;
+        while (end > least && r == 0 && !count) {
+                r = qcow2_refcount(q, end - 1, &count);
+                end -= r == 0 && !count;
+        }
+        if (r < 0 || end << q->header.cluster_bits >= q->file->info.size_bytes)
+                return r;
+        q->file_clusters = end;
+        q->search = MIN(q->search, end);
+        return block_resize(q->file, end << q->header.cluster_bits, NULL);
+}
+
 /* ---- giving back ---- */
 
 int qcow2_release(struct qcow2 *q, uint64_t cluster, uint64_t count)
@@ -575,7 +592,8 @@ int qcow2_refcounts_open(struct qcow2 *q, struct err *err)
                 return err_errno(err, r, "disk %s: cannot read its refcount table", q->block.path);
         for (uint32_t n = 0; n < q->refcount_entries; n++)
                 q->refcount_table[n] = be64(&q->refcount_table[n]);
-        q->file_clusters = qcow2_clusters(q, q->file->info.size_bytes);
+        q->opened_bytes = q->file->info.size_bytes;
+        q->file_clusters = qcow2_clusters(q, q->opened_bytes);
         look_behind(q);
         return 0;
 }

@@ -69,12 +69,41 @@ static int walk_table(struct walk *w, uint64_t n, uint32_t table, uint32_t secon
         return r;
 }
 
+/*
+ * Tables that lie over others: how many. Where there are any they are not walked through, for thousands of names of one table would take
+ * forever, and as much memory.
+ */
+static int count_shared(struct walk *w, uint64_t *shared)
+{
+        uint64_t length = (w->e->header.table_entries * 4ull + VMDK_SECTOR - 1) / VMDK_SECTOR;
+        struct mapped_places tables = { 0 };
+        int r = 0;
+
+        for (uint64_t n = 0; n < w->e->directory_entries && r == 0; n++) {
+                uint32_t table;
+
+                r = mapped_entry(&w->v->m, w->e->file, w->e->header.directory_offset * VMDK_SECTOR + n * 4, 4, true, &table);
+                if (r == 0 && vmdk_table_good(w->e, table))
+                        r = mapped_places_add(&tables, table);
+        }
+        *shared = mapped_places_clash(&tables, length);
+        mapped_places_done(&tables);
+        return r;
+}
+
 static int walk_directory(struct walk *w)
 {
         const struct vmdk_header *h = &w->e->header;
         bool redundant = h->flags & VMDK_FLAG_REDUNDANT && h->redundant_offset;
-        int r = 0;
+        uint64_t shared;
+        int r = count_shared(w, &shared);
 
+        if (r == 0 && shared) {
+                mapped_say(w->check, "%s: %" PRIu64 " tables lie over others", w->e->file->path, shared);
+                w->check->errors += shared;
+                w->end = w->e->end;
+                return 0;
+        }
         w->end = MAX(h->overhead, MAX(h->directory_offset, redundant ? h->redundant_offset : 0)) * VMDK_SECTOR;
         for (uint64_t n = 0; n < w->e->directory_entries && r == 0; n++) {
                 uint32_t table, second = 0;

@@ -1,6 +1,7 @@
 #include "block/test-memory.h"
 
 #include <errno.h>
+#include <limits.h>
 
 #include "base/fiber.h"
 #include "base/iov.h"
@@ -46,7 +47,12 @@ static void note(struct memory_file *m, enum block_op op, uint64_t offset_bytes,
                         abort();
         }
         event = &log->event[log->events++];
-        *event = (struct memory_event){ op, offset_bytes, size_bytes, NULL };
+        *event = (struct memory_event){
+                .op = op, .offset_bytes = offset_bytes, .size_bytes = size_bytes, .part = m->part, .file_bytes = m->size_bytes,
+        };
+        event->asked = log->clock;
+        if (!m->shuffle || (op == BLOCK_WRITE_ZEROES && !size_bytes))
+                event->told = ++log->clock;
         if (bytes) {
                 event->bytes = malloc(MAX(size_bytes, UINT64_C(1)));
                 if (!event->bytes)
@@ -78,6 +84,8 @@ static void clear_bytes(struct memory_file *m, const struct block_request *req)
 {
         uint64_t there = req->offset_bytes < m->size_bytes ? MIN(req->size_bytes, m->size_bytes - req->offset_bytes) : 0;
 
+        if (!there)
+                return;
         memset(m->bytes + req->offset_bytes, 0, there);
         note(m, BLOCK_WRITE_ZEROES, req->offset_bytes, there, NULL);
 }
@@ -108,7 +116,57 @@ static void memory_submit(struct block *block, struct block_request *req)
                 m->held = req;
                 return;
         }
-        block_complete(block, req, execute(to_memory(block), req));
+        if (!m->shuffle) {
+                block_complete(block, req, execute(m, req));
+                return;
+        }
+        req->stage = 0;
+        req->transferred = m->log ? m->log->clock : 0;
+        req->next = m->waiting;
+        m->waiting = req;
+        m->waiting_count++;
+}
+
+static unsigned random_below(struct memory_file *m, unsigned below)
+{
+        m->shuffle = m->shuffle * UINT64_C(6364136223846793005) + 1442695040888963407;
+        return (unsigned)(m->shuffle >> 33) % below;
+}
+
+bool memory_step(struct memory_file *m)
+{
+        struct block_request **at = &m->waiting, *req;
+
+        if (!m->waiting)
+                return false;
+        for (unsigned n = random_below(m, m->waiting_count); n; n--)
+                at = &(*at)->next;
+        req = *at;
+        if (req->stage == 0) {
+                unsigned events = m->log ? m->log->events : 0;
+
+                req->result = execute(m, req);
+                req->stage = 1;
+                req->rest = m->log && m->log->events > events ? events : UINT_MAX; /* its event */
+                if (req->op == BLOCK_FLUSH && req->rest != UINT_MAX)
+                        m->log->event[req->rest].asked = (unsigned)req->transferred;
+                return true;
+        }
+        if (m->log && req->rest != UINT_MAX)
+                m->log->event[req->rest].told = ++m->log->clock;
+        *at = req->next;
+        m->waiting_count--;
+        block_complete(&m->block, req, req->result);
+        return true;
+}
+
+static void memory_wait(struct block *block)
+{
+        struct memory_file *m = to_memory(block);
+        unsigned before = m->waiting_count;
+
+        while (m->waiting_count >= before && memory_step(m)) /* one is told of */
+                ;
 }
 
 void memory_let_go(struct memory_file *m)
@@ -127,9 +185,13 @@ static int memory_resize(struct block *block, uint64_t size_bytes, struct err *e
         struct memory_file *m = to_memory(block);
         int r = grow(m, size_bytes);
 
-        if (r == 0)
-                m->size_bytes = block->info.size_bytes = size_bytes;
-        return r;
+        if (r < 0)
+                return r;
+        if (size_bytes < m->size_bytes)
+                memset(m->bytes + size_bytes, 0, m->size_bytes - size_bytes);
+        m->size_bytes = block->info.size_bytes = size_bytes;
+        note(m, BLOCK_WRITE_ZEROES, 0, 0, NULL);
+        return 0;
 }
 
 static void memory_close(struct block *block)
@@ -145,6 +207,7 @@ static const struct block_driver block_memory = {
         .name = "memory",
         .close = memory_close,
         .submit = memory_submit,
+        .wait = memory_wait,
         .resize = memory_resize,
 };
 

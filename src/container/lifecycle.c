@@ -161,8 +161,7 @@ int container_delete(const struct runtime *runtime, const char *id, bool force, 
         if (r == -ENOENT && force) {
                 if (err)
                         *err = ERR_INIT;
-                r = state_sweep(runtime->root, id, runtime->proc_fd, err);
-                return r == -EEXIST ? 0 : r;
+                return 0;
         }
         if (r < 0)
                 return r;

@@ -161,7 +161,8 @@ int container_delete(const struct runtime *runtime, const char *id, bool force, 
         if (r == -ENOENT && force) {
                 if (err)
                         *err = ERR_INIT;
-                return 0;
+                r = state_sweep(runtime->root, id, runtime->proc_fd, err);
+                return r == -EEXIST ? 0 : r;
         }
         if (r < 0)
                 return r;

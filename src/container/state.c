@@ -100,6 +100,14 @@ static int sweep(const char *root, int root_fd, const char *id, int proc_fd, str
         return remove_directory(root_fd, id);
 }
 
+int state_sweep(const char *root, const char *id, int proc_fd, struct err *err)
+{
+        _cleanup_close_ int root_fd = open_root(root, false, err);
+        int r = root_fd < 0 ? root_fd : sweep(root, root_fd, id, proc_fd, err);
+
+        return r == -ENOENT ? 0 : r;
+}
+
 int state_create(const char *root, const char *id, int proc_fd, struct container_state *state, struct err *err)
 {
         _cleanup_close_ int root_fd = -1;
@@ -186,8 +194,9 @@ static int load(struct container_state *state, struct err *err)
         json_t *cgroup;
         int pid, complete;
 
-        if (fd < 0)
-                return err_errno(err, -errno, "cannot open the state of '%s'", state->id);
+        if (fd < 0) /* a creator that was killed before it wrote one left the directory */
+                return errno == ENOENT ? err_set(err, -ENOENT, "container '%s' does not exist", state->id)
+                                       : err_errno(err, -errno, "cannot open the state of '%s'", state->id);
         json = json_loadfd(fd, JSON_REJECT_DUPLICATES, &why);
         if (!json || json_unpack_ex(json, &why, 0, "{s:i, s:I, s:b, s:s, s:s, s:s, s:I, s:o}", "pid", &pid, "startTicks", &ticks, "complete",
                                     &complete, "bundle", &bundle, "rootfs", &rootfs, "created", &created, "owner", &owner, "cgroup", &cgroup) < 0)

@@ -66,6 +66,12 @@ int state_open_config(struct container_state *state, struct err *err) _must_chec
 /* Looks at the process and the cgroup. */
 enum container_status state_status(const struct container_state *state, int proc_fd);
 
+/*
+ * Takes away what a creator that was killed left of a container, if anything: its groups and its directory. -EEXIST, which has no text:
+ * it is a container, or somebody makes it at the moment.
+ */
+int state_sweep(const char *root, const char *id, int proc_fd, struct err *err) _must_check_;
+
 /* Takes ROOT/ID away. */
 int state_remove(struct container_state *state, const char *root, struct err *err) _must_check_;
 

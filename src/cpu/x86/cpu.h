@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include <assert.h>
 #include <setjmp.h>
 
 #include "cpu/x86/insn.h"
@@ -181,6 +182,15 @@ struct x86_cpu {
         /* The window's own: cpu->space in C code. Nothing is behind it. */
         struct x86_space own __attribute__((aligned(4096)));
 };
+
+/*
+ * What may use the host's vector registers or x87 unit, and is called from services of translated code, begins with this
+ * (tests/vectors): the guest's are to be in s.fpu by then, by translator_vectors_out().
+ */
+static inline void x86_expect_vectors_out(const struct x86_cpu *cpu)
+{
+        assert(!cpu->translator || (cpu->jit.vectors_out && cpu->jit.x87_out));
+}
 
 static inline struct cpuid_known *cpuid_known_at(struct x86_cpu *cpu, uint32_t leaf, uint32_t subleaf)
 {

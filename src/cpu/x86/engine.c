@@ -302,6 +302,7 @@ void block_run(struct x86_cpu *cpu)
 {
         const struct insn *i = block_enter(cpu);
 
+        x86_expect_vectors_out(cpu);
         do {
                 cpu->insn = i;
                 i = i->fn(cpu, i);

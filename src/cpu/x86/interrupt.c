@@ -27,6 +27,7 @@ static bool pushes_error(unsigned vector)
 
 void x86_raise(struct x86_cpu *cpu, enum x86_exception vector, uint32_t error_code)
 {
+        x86_expect_vectors_out(cpu);
         cpu->fault = (struct x86_fault){
                 .vector = (uint8_t)vector,
                 .has_error = pushes_error(vector),

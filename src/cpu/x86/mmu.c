@@ -571,6 +571,7 @@ void *mmu_rmw_slow(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes)
 
 bool mmu_fill(struct x86_cpu *cpu, uint64_t linear, unsigned size_bytes, bool write)
 {
+        x86_expect_vectors_out(cpu);
         if ((linear & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - size_bytes)
                 return false;
         translate_and_fill(cpu, linear, rights_mode(cpu), write ? ACCESS_WRITE : ACCESS_READ);
@@ -642,6 +643,7 @@ uint64_t mmu_fetch_slow(struct x86_cpu *cpu, uint64_t linear, const uint8_t **ho
         struct translation t;
         const uint8_t *page;
 
+        x86_expect_vectors_out(cpu);
         translate(cpu, linear, user ? TLB_USER : TLB_SUPERVISOR, ACCESS_FETCH, &t);
         page = physical_pointer(cpu, t.gpa);
         *host = page ? page + in_page : NULL;

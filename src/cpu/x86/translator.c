@@ -661,6 +661,7 @@ struct tblock *translator_plain(struct x86_cpu *cpu, const struct tblock *block,
         const struct guest_region *region;
         int error;
 
+        x86_expect_vectors_out(cpu);
         if (plain)
                 return plain;
         region = guest_memory_find(cpu->mem, gpa);
@@ -687,6 +688,7 @@ const struct tblock *translator_find_crossing(const struct x86_cpu *cpu, uint64_
         const struct tblock *block;
         struct tsecond second;
 
+        x86_expect_vectors_out(cpu);
         if (!crossing_pages(cpu, rip, page))
                 return NULL;
         block = crossing_at(cpu, page[0]->gpa | (rip & (GUEST_PAGE_SIZE - 1)));
@@ -715,6 +717,7 @@ const struct tblock *translator_make_crossing(struct x86_cpu *cpu, uint64_t rip)
         uint64_t gpa;
         int r;
 
+        x86_expect_vectors_out(cpu);
         if (!may_cross(tr, rip) || !crossing_pages(cpu, rip, page))
                 return NULL;
         gpa = page[0]->gpa;

@@ -1,6 +1,7 @@
 #include "base/test.h"
 
 #include <errno.h>
+#include <unistd.h>
 
 #include "base/test-alloc.h"
 #include "base/text.h"
@@ -114,6 +115,27 @@ static void fields(void **state)
         assert_null(field_next(&rest));
 }
 
+static void reads(void **state)
+{
+        char text[8] = "before";
+        int ends[2];
+
+        assert_int_equal(pipe(ends), 0);
+        /* In two pieces, as a pipe gives them; cut where there is no room; the rest is there for the next. */
+        assert_int_equal(write(ends[1], "abc", 3), 3);
+        assert_int_equal(write(ends[1], "defghijk", 8), 8);
+        assert_int_equal(text_read(ends[0], text, sizeof(text)), 7);
+        assert_string_equal(text, "abcdefg");
+        close(ends[1]);
+        assert_int_equal(text_read(ends[0], text, sizeof(text)), 4);
+        assert_string_equal(text, "hijk");
+        assert_int_equal(text_read(ends[0], text, sizeof(text)), 0);
+        assert_string_equal(text, "");
+        close(ends[0]);
+        assert_int_equal(text_read(ends[0], text, sizeof(text)), -EBADF);
+        assert_string_equal(text, "");
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -122,6 +144,7 @@ int main(void)
                 cmocka_unit_test(escapes),
                 cmocka_unit_test(copies),
                 cmocka_unit_test(fields),
+                cmocka_unit_test(reads),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

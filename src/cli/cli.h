@@ -26,6 +26,8 @@ extern const struct opt_command disk_table, disk_create_table, disk_info_table, 
         disk_commit_table, disk_rebase_table, disk_amend_table, disk_measure_table,
         disk_stream_table, disk_mirror_table, disk_backup_table,
         disk_serve_table;
+extern const struct opt_command image_table, image_pull_table, image_push_table, image_list_table, image_show_table, image_import_table,
+        image_export_table, image_delete_table, image_prune_table;
 
 extern const struct cli_command cli_boot;
 extern const struct cli_command cli_disk_create, cli_disk_info, cli_disk_check, cli_disk_map, cli_disk_convert, cli_disk_compare,
@@ -33,6 +35,8 @@ extern const struct cli_command cli_disk_create, cli_disk_info, cli_disk_check, 
         cli_disk_commit, cli_disk_rebase, cli_disk_amend, cli_disk_measure,
         cli_disk_stream, cli_disk_mirror, cli_disk_backup,
         cli_disk_serve;
+extern const struct cli_command cli_image_pull, cli_image_push, cli_image_list, cli_image_show, cli_image_import, cli_image_export, cli_image_delete,
+        cli_image_prune;
 extern const struct cli_command cli_doctor;
 extern const struct cli_command cli_oci;
 extern const struct cli_command cli_help;

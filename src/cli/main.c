@@ -13,6 +13,7 @@ static const struct cli_command *const commands[] = {
         &cli_disk_resize, &cli_disk_snapshot, &cli_disk_bitmap, &cli_disk_commit, &cli_disk_rebase, &cli_disk_amend, &cli_disk_measure,
         &cli_disk_stream, &cli_disk_mirror, &cli_disk_backup,
         &cli_disk_serve,
+        &cli_image_pull, &cli_image_push, &cli_image_list, &cli_image_show, &cli_image_import, &cli_image_export, &cli_image_delete, &cli_image_prune,
         &cli_doctor, &cli_oci, &cli_help, &cli_version, &cli_completion,
 };
 

@@ -24,7 +24,9 @@ static const struct opt_command *const tables[] = {
         &boot_table, &disk_table, &disk_create_table, &disk_info_table, &disk_check_table, &disk_map_table, &disk_convert_table,
         &disk_serve_table, &disk_stream_table, &disk_mirror_table, &disk_backup_table,
         &disk_compare_table, &disk_resize_table, &disk_snapshot_table, &disk_bitmap_table,
-        &disk_commit_table, &disk_rebase_table, &disk_amend_table, &disk_measure_table, &doctor_table, &oci_table, &help_table, &version_table, &completion_table, NULL,
+        &disk_commit_table, &disk_rebase_table, &disk_amend_table, &disk_measure_table, 
+        &image_table, &image_pull_table, &image_push_table, &image_list_table, &image_show_table, &image_import_table, &image_export_table,
+        &image_delete_table, &image_prune_table, &doctor_table, &oci_table, &help_table, &version_table, &completion_table, NULL,
 };
 
 const struct opt_program cli_program = {

@@ -104,8 +104,7 @@ static int decode(const char *text, char **plain, struct err *err)
                 return err_nomem(err);
         n = length % 4 ? -1 : EVP_DecodeBlock((unsigned char *)*plain, (const unsigned char *)text, (int)length);
         if (n < 0 || length > INT_MAX / 2) {
-                freep(plain);
-                *plain = NULL;
+                free(steal_ptr(*plain));
                 return err_set(err, -EBADMSG, "its credentials are not base64");
         }
         while (length && text[length - 1] == '=') {

@@ -328,8 +328,7 @@ static int ask_token(struct registry *registry, const char *challenge, const cha
         q.take = bytes_take;
         q.ctx = &answer;
         /* Its own easy, with the name and the password and none of our tokens. */
-        freep(&registry->authorization);
-        registry->authorization = NULL;
+        free(steal_ptr(registry->authorization));
         r = request_prepare(registry, &q, err);
         if (!r && credentials) {
                 curl_easy_setopt(q.easy, CURLOPT_HTTPAUTH, CURLAUTH_BASIC);

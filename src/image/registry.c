@@ -100,7 +100,7 @@ int registry_manifest(struct registry *registry, const char *reference, struct r
         if (!r && digest_parse(reference, &asked, NULL) == 0 && !strncmp(asked.text, "sha256:", 7) && !digest_equal(&asked, &document->digest))
                 r = err_set(err, -EBADMSG, "'%s' sends %s for %s", registry->host, document->digest.text, asked.text);
         if (r < 0)
-                freep(&document->bytes);
+                free(steal_ptr(document->bytes));
         return r;
 }
 

@@ -194,7 +194,7 @@ static int read_whole(int fd, size_t max_bytes, char **text, size_t *length, str
                 return err_nomem(err);
         n = text_read(fd, *text, (size_t)st.st_size + 2);
         if (n != st.st_size) {
-                freep(text);
+                free(steal_ptr(*text));
                 return err_set(err, n < 0 ? (int)n : -EIO, "it cannot be read");
         }
         *length = (size_t)n;

@@ -755,9 +755,15 @@ int store_collect(struct image_store *store, struct store_garbage *garbage, stru
 int store_remove_tree(int dir_fd, const char *name)
 {
         int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), r = 0;
-        DIR *dir = fd < 0 ? NULL : fdopendir(fd);
         struct dirent *entry;
+        DIR *dir;
 
+        /* A directory's mode may keep its own owner out. */
+        if (fd < 0 && errno == EACCES && fchmodat(dir_fd, name, 0700, 0) == 0)
+                fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        else if (fd >= 0 && geteuid())
+                (void)fchmod(fd, 0700);
+        dir = fd < 0 ? NULL : fdopendir(fd);
         if (!dir) {
                 r = errno == ENOENT ? 0 : errno == ENOTDIR || errno == ELOOP ? (unlinkat(dir_fd, name, 0) < 0 ? -errno : 0) : -errno;
                 closep(&fd);

@@ -17,9 +17,10 @@
 #define WHITEOUT ".wh."
 #define OPAQUE ".wh..wh..opq"
 
-/* Times of directories are set at the end: what is made in them changes them. */
+/* Times and modes of directories are set at the end: what is made in them changes the ones, and needs the right to write. */
 struct directory {
         char *path;
+        mode_t mode;
         struct timespec times[2];
 };
 
@@ -197,7 +198,7 @@ static int make_opaque(struct unpacking *u, int parent_fd, const char *name, con
 /* Owner first: a change of it takes set-user-id and capabilities away. Mode after the attributes, which need the right to write. */
 static int set_metadata(struct unpacking *u, int parent_fd, const char *name, const char *path, struct archive_entry *entry)
 {
-        bool link = archive_entry_filetype(entry) == AE_IFLNK;
+        mode_t type = archive_entry_filetype(entry), mode = (mode_t)archive_entry_perm(entry) | (type == AE_IFDIR ? 0700 : 0);
         struct timespec times[2];
         int r;
 
@@ -207,7 +208,7 @@ static int set_metadata(struct unpacking *u, int parent_fd, const char *name, co
         r = set_attributes(u, parent_fd, name, path, entry);
         if (r < 0)
                 return r;
-        if (!link && fchmodat(parent_fd, name, (mode_t)archive_entry_perm(entry), 0) < 0)
+        if (type != AE_IFLNK && fchmodat(parent_fd, name, mode, 0) < 0)
                 return fail(u, path, "set the mode of");
         entry_times(entry, times);
         return utimensat(parent_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0 ? fail(u, path, "set the times of") : 0;
@@ -288,6 +289,7 @@ static int remember_directory(struct unpacking *u, const char *path, struct arch
         if (!d->path)
                 return err_nomem(u->err);
         entry_times(entry, d->times);
+        d->mode = (mode_t)archive_entry_perm(entry);
         u->directory_count++;
         return 0;
 }
@@ -308,8 +310,6 @@ static int set_root(struct unpacking *u, struct archive_entry *entry)
 {
         if (u->unpack->owners && fchown(u->unpack->root_fd, (uid_t)archive_entry_uid(entry), (gid_t)archive_entry_gid(entry)) < 0)
                 return fail(u, "/", "set the owner of");
-        if (fchmod(u->unpack->root_fd, (mode_t)archive_entry_perm(entry)) < 0)
-                return fail(u, "/", "set the mode of");
         return remember_directory(u, "", entry);
 }
 
@@ -438,13 +438,16 @@ static int put_entries(struct unpacking *u)
         return u->stream_error ? u->stream_error : err_set(u->err, -EBADMSG, "the layer is no tar: %s", archive_error_string(u->archive));
 }
 
-static int set_directory_times(struct unpacking *u)
+/* From the last to the first: a directory comes before what is in it. */
+static int finish_directories(struct unpacking *u)
 {
         for (size_t i = u->directory_count; i-- > 0;) {
                 const struct directory *d = &u->directories[i];
                 _cleanup_close_ int fd = open_inside(u->unpack->root_fd, d->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 
-                /* One that was replaced is not there any more; one that we may not read keeps its times. */
+                /* One that was replaced is not there any more. */
+                if (fd >= 0 && fchmod(fd, d->mode) < 0)
+                        return fail(u, d->path, "set the mode of");
                 if (fd >= 0 && futimens(fd, d->times) < 0)
                         return fail(u, d->path, "set the times of");
         }
@@ -478,7 +481,7 @@ int unpack_layer(const struct unpack *unpack, struct layer_stream *stream, _Atom
         if (!r)
                 r = put_entries(&u);
         if (!r)
-                r = set_directory_times(&u);
+                r = finish_directories(&u);
         if (!r)
                 r = drain(&u);
         for (size_t i = 0; i < u.directory_count; i++)

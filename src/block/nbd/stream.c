@@ -256,7 +256,7 @@ int nbd_stream_get(struct nbd_stream *stream, void *to, size_t size_bytes)
 {
         uint8_t *at = to;
 
-        for (;;) {
+        while (size_bytes) {
                 size_t some = MIN(stream->end - stream->at, size_bytes);
                 int r;
 
@@ -273,6 +273,7 @@ int nbd_stream_get(struct nbd_stream *stream, void *to, size_t size_bytes)
                 at += some;
                 size_bytes -= some;
         }
+        return 0;
 }
 
 const uint8_t *nbd_stream_peek(struct nbd_stream *stream, size_t size_bytes, int *error)

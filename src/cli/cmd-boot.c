@@ -68,7 +68,8 @@ static int add_disk(void *into, const char *value, struct err *err)
                 else if (field_value(field, "secret"))
                         disk.secret = field_value(field, "secret");
                 else
-                        return err_set(err, -EINVAL, "'%s' is none of ro, commit, filter=NAME, format=NAME, serial=TEXT, onerror=full|report|pause, secret=SECRET (a comma "
+                        return err_set(err, -EINVAL, "'%s' is none of ro, commit, filter=NAME, format=NAME, serial=TEXT, onerror=full|report|pause, secret=SECRET "
+                               "(a comma "
                                        "in a file's name is written twice)", field);
         }
         args->config.disk[args->config.disks++] = disk;
@@ -216,7 +217,8 @@ static const struct opt boot_options[] = {
           .choices = cpu_models },
         { "disk", "FILE[,ro][,commit][,filter=X][,format=F][,serial=S][,onerror=E][,secret=P]",
           "a disk, /dev/vda and on; raw unless its suffix or format= says another format. E: full (a full host pauses the guest until there is "
-          "space; other errors are the guest's to see), report (all are), pause (all pause it). commit: jobs may write to its backing files. X: throttle, fault, copy-on-read or checksum, with their options, as filter=throttle:requests=500:bytes=20M. P: where the passphrase of an encrypted disk is, "
+          "space; other errors are the guest's to see), report (all are), pause (all pause it). commit: jobs may write to its backing files. X: throttle, "
+          "fault, copy-on-read or checksum, with their options, as filter=throttle:requests=500:bytes=20M. P: where the passphrase of an encrypted disk is, "
           "file:PATH, - (standard input) or keyring:NAME", OPT_CALL, .call = add_disk, .repeated = true, .complete = OPT_COMPLETE_FILE },
         { "job-folder", "DIR", "where the monitor's jobs on disks (mirror, backup) may make and open images", OPT_TEXT, CONFIG(job_folder),
           .complete = OPT_COMPLETE_DIRECTORY },

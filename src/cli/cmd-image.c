@@ -41,7 +41,9 @@ struct image_args {
 
 #define IMAGE(field) offsetof(struct image_args, field)
 #define STORE_OPTION { "store", "DIRECTORY", "where images are kept", OPT_TEXT, IMAGE(store), .complete = OPT_COMPLETE_DIRECTORY }
-#define PLATFORM_OPTION { "platform", "OS/ARCH[/VARIANT]", "the one to take where a name stands for several", OPT_TEXT, IMAGE(platform), .fallback = "this machine's" }
+#define PLATFORM_OPTION                                                                                                                \
+        { "platform", "OS/ARCH[/VARIANT]", "the one to take where a name stands for several", OPT_TEXT, IMAGE(platform), \
+                          .fallback = "this machine's" }
 #define JSON_OPTION { "json", NULL, "print JSON", OPT_FLAG, IMAGE(json) }
 #define INSECURE_OPTION { "insecure", NULL, "also without TLS, or with a certificate that nobody vouches for", OPT_FLAG, IMAGE(insecure) }
 #define QUIET_OPTION { "quiet", NULL, "no progress", OPT_FLAG, IMAGE(quiet), .letter = 'q' }
@@ -505,7 +507,8 @@ static int image_prune_run(void *args)
 }
 
 #define CLI_IMAGE(verb, args_prepare) \
-        const struct cli_command cli_image_##verb = { .table = &image_##verb##_table, .args_size = sizeof(struct image_args), .run = image_##verb##_run, .prepare = args_prepare }
+        const struct cli_command cli_image_##verb = { .table = &image_##verb##_table, .args_size = sizeof(struct image_args), \
+                                                       .run = image_##verb##_run, .prepare = args_prepare }
 
 CLI_IMAGE(pull, NULL);
 CLI_IMAGE(push, NULL);

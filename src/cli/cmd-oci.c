@@ -17,7 +17,8 @@ const struct opt_command oci_table = {
         .name = "oci",
         .summary = "run containers as the OCI runtime specification has them",
         .description = "What virta-oci is by itself: create, start, state, kill, delete, run, exec, ps, list, pause, resume, update, events, features and "
-                       "spec, with runc's options. 'virta-oci --help' lists them. Callers that start the runtime often should use virta-oci, which starts faster.",
+                       "spec, with runc's options. 'virta-oci --help' lists them. Callers that start the runtime often should use "
+                       "virta-oci, which starts faster.",
         .options = no_options,
         .operands = operands,
 };

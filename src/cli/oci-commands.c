@@ -383,7 +383,8 @@ struct list_args {
 };
 
 static const struct opt list_options[] = {
-        { "format", "FORMAT", "how it is printed", OPT_CHOICE, offsetof(struct list_args, format), .fallback = "table", .choices = table_formats, .letter = 'f' },
+        { "format", "FORMAT", "how it is printed", OPT_CHOICE, offsetof(struct list_args, format), .fallback = "table",
+          .choices = table_formats, .letter = 'f' },
         { "quiet", NULL, "only the names", OPT_FLAG, offsetof(struct list_args, quiet), .letter = 'q' },
         { 0 },
 };
@@ -656,7 +657,8 @@ SETTER(set_pids, maybe_number, pids_limit)
 SETTER(set_block_weight, maybe_number, block.weight)
 
 static const struct opt update_options[] = {
-        { "resources", "FILE", "linux.resources as JSON; '-': standard input", OPT_TEXT, offsetof(struct update_args, file), .complete = OPT_COMPLETE_FILE, .letter = 'r' },
+        { "resources", "FILE", "linux.resources as JSON; '-': standard input", OPT_TEXT, offsetof(struct update_args, file),
+          .complete = OPT_COMPLETE_FILE, .letter = 'r' },
         { "memory", "SIZE", "memory at most; -1: no limit", OPT_CALL, .call = set_memory },
         { "memory-reservation", "SIZE", "memory that is kept for it", OPT_CALL, .call = set_reservation },
         { "memory-swap", "SIZE", "memory and swap together at most; -1: no limit", OPT_CALL, .call = set_swap },
@@ -724,7 +726,8 @@ struct spec_args {
 };
 
 static const struct opt spec_options[] = {
-        { "bundle", "DIRECTORY", "where config.json is written", OPT_TEXT, offsetof(struct spec_args, bundle), .fallback = ".", .complete = OPT_COMPLETE_DIRECTORY,
+        { "bundle", "DIRECTORY", "where config.json is written", OPT_TEXT, offsetof(struct spec_args, bundle), .fallback = ".",
+          .complete = OPT_COMPLETE_DIRECTORY,
           .letter = 'b' },
         { "rootless", NULL, "for a plain user", OPT_FLAG, offsetof(struct spec_args, rootless) },
         { 0 },

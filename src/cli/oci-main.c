@@ -55,7 +55,8 @@ const struct opt_program oci_program = {
         .name = "virta-oci",
         .summary = "run containers as the OCI runtime specification has them",
         .version = VIRTA_VERSION,
-        .description = "Runs containers from bundles (a directory with config.json and a root file system), in the place of runc or crun: podman --runtime virta-oci.",
+        .description = "Runs containers from bundles (a directory with config.json and a root file system), in the place of runc or crun: "
+                       "podman --runtime virta-oci.",
         .options = leading,
         .commands = oci_tables,
         .sections = sections,

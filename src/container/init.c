@@ -162,7 +162,8 @@ static int build_root(struct init *init, struct err *err)
 
         init->rootfs = (struct rootfs){
                 .config = plan->config, .cgroup = plan->cgroup, .bundle = plan->bundle, .bundle_fd = -1, .proc_fd = plan->proc_fd,
-                .root_fd = -1, .null_fd = -1, .trees = init->trees, .trees_given = init->root_tree >= 0, .user_namespace = plan->config->namespaces[NAMESPACE_USER].wanted,
+                .root_fd = -1, .null_fd = -1, .trees = init->trees, .trees_given = init->root_tree >= 0,
+                .user_namespace = plan->config->namespaces[NAMESPACE_USER].wanted,
                 .no_pivot = plan->no_pivot, .wait_for_cgroup = wait_for_cgroup, .ctx = init,
         };
         r = rootfs_enter_tree(&init->rootfs, plan->root_path, init->root_tree, err);

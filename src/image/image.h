@@ -16,7 +16,8 @@ struct image {
 };
 
 /* platform NULL: this machine's; it counts where the name stands for several. */
-int image_load(const struct image_store *store, const struct image_name *name, const struct platform *platform, struct image *image, struct err *err) _must_check_;
+int image_load(const struct image_store *store, const struct image_name *name, const struct platform *platform, struct image *image,
+               struct err *err) _must_check_;
 void image_done(struct image *image);
 
 #define _cleanup_image_ _cleanup_(image_done)

@@ -5,8 +5,8 @@
  * resolved with the directory as root by the kernel (openat2, RESOLVE_IN_ROOT), so that links on the way lead somewhere inside of it. What
  * an entry replaces is taken away first, never followed or written through. Sizes and numbers are bounded.
  *
- * Devices are left out: a container's are made by its runtime. Whiteouts become those of overlayfs: a character device 0/0 for a name that is gone, an attribute for a directory that hides what is
- * below.
+ * Devices are left out: a container's are made by its runtime. Whiteouts become those of overlayfs: a character device 0/0 for a name
+ * that is gone, an attribute for a directory that hides what is below.
  *
  * Source: image-spec layer.md; the kernel's Documentation/filesystems/overlayfs.rst "whiteouts and opaque directories".
  */

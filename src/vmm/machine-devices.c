@@ -142,7 +142,8 @@ static int make_disk(struct machine *machine, unsigned index, struct err *err)
         struct block *disk;
         char id[32];
         const struct block_opening opening = {
-                .loop = machine->host.loop, .path = config->path, .format = config->format, .flags = (config->readonly ? BLOCK_OPEN_READONLY : 0) | (config->commit ? BLOCK_OPEN_COMMIT : 0),
+                .loop = machine->host.loop, .path = config->path, .format = config->format,
+                .flags = (config->readonly ? BLOCK_OPEN_READONLY : 0) | (config->commit ? BLOCK_OPEN_COMMIT : 0),
                 .secret = config->secret,
         };
         struct virtio_blk_config blk;

@@ -300,7 +300,8 @@ static int do_write(struct checksum *c, struct block_request *guest, uint64_t do
                 r = read_edges(c, p);
         if (r == 0 && guest->op == BLOCK_WRITE) {
                 iov_to_buf(guest->iov, guest->iov_count, done, bytes, p->size_bytes);
-                r = block_do(child_of(c), BLOCK_WRITE, guest->flags & (unsigned)BLOCK_F_DURABLE, p->at, p->size_bytes, &(struct iovec){ bytes, p->size_bytes }, 1);
+                r = block_do(child_of(c), BLOCK_WRITE, guest->flags & (unsigned)BLOCK_F_DURABLE, p->at, p->size_bytes,
+                             &(struct iovec){ bytes, p->size_bytes }, 1);
         } else if (r == 0) {
                 memset(bytes, 0, p->size_bytes);
                 r = block_do(child_of(c), BLOCK_WRITE_ZEROES, guest->flags, p->at, p->size_bytes, NULL, 0);

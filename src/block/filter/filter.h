@@ -95,8 +95,8 @@ void block_before_write_give_up(struct block *filter, int error);
 /* ---- by a text ---- */
 
 /*
- * "throttle:requests=100,bytes=10M,burst-bytes=20M", "fault:op=write,errno=EIO,after=5,times=1,chance=1000", "copy-on-read", "checksum:file=PATH": a filter in front of
- * child. Colons will do for commas.
+ * "throttle:requests=100,bytes=10M,burst-bytes=20M", "fault:op=write,errno=EIO,after=5,times=1,chance=1000", "copy-on-read",
+ * "checksum:file=PATH": a filter in front of child. Colons will do for commas.
  * -EINVAL says what is wrong with it.
  */
 int block_filter_new(struct block *child, const char *text, struct block **block, struct err *err) _must_check_;

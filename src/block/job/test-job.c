@@ -422,7 +422,8 @@ static void stream_to_base(void **state)
 
         begin_writing(f);
         base = block_disk_root(f->disk)->child[BLOCK_BACKING]->child[BLOCK_BACKING];
-        start(f, (struct block_job_config){ .kind = BLOCK_JOB_STREAM, .base = base, .base_name = "base.qcow2", .base_format = "qcow2", .bytes_a_second = SPEED });
+        start(f, (struct block_job_config){ .kind = BLOCK_JOB_STREAM, .base = base, .base_name = "base.qcow2", .base_format = "qcow2",
+                                                  .bytes_a_second = SPEED });
         want_success(f);
         assert_ptr_equal(block_disk_root(f->disk)->child[BLOCK_BACKING], base);
         finish(f);
@@ -517,7 +518,8 @@ static void backup_full(void **state)
         struct fixture *f = *state;
 
         begin_writing(f);
-        start(f, (struct block_job_config){ .kind = BLOCK_JOB_BACKUP, .target = new_target(f, "copy.qcow2"), .target_is_empty = true, .bytes_a_second = SPEED });
+        start(f, (struct block_job_config){ .kind = BLOCK_JOB_BACKUP, .target = new_target(f, "copy.qcow2"), .target_is_empty = true,
+                                                  .bytes_a_second = SPEED });
         want_success(f);
         want_file(f, "copy.qcow2", f->before);
         finish(f);
@@ -668,7 +670,8 @@ static void bad_target(void **state)
                 snprintf(name, sizeof(name), "new%u.raw", n);
                 target = new_target(f, name);
                 assert_int_equal(block_fault_new(target, &faults[n / 2], 1, &target, &err), 0);
-                start(f, (struct block_job_config){ .kind = kinds[n % 2], .target = target, .target_is_empty = true, .pivot = n % 2 == 0, .bytes_a_second = SPEED });
+                start(f, (struct block_job_config){ .kind = kinds[n % 2], .target = target, .target_is_empty = true, .pivot = n % 2 == 0,
+                                                          .bytes_a_second = SPEED });
                 wait_for_job(f);
                 assert_int_equal(f->result, faults[n / 2].error);
                 assert_non_null(strstr(f->why.text, name));

@@ -159,7 +159,7 @@ static int run_job(struct disk_session *session, struct block_job_config *config
         int r;
 
         config->done = over;
-        config->ctx = &running;
+        config->ctx = &running; /* cppcheck-suppress autoVariables; the job is over when this function is */
         r = block_job_start_words(config, &args->words, &running.job, err);
         if (r < 0)
                 return r;

@@ -90,7 +90,7 @@ int channel_receive(int channel, struct message *message, int *fd, struct err *e
 
 int channel_expect(int channel, enum message_kind kind, int *number, struct err *err)
 {
-        struct message message;
+        struct message message = { 0 };
         int fd, r = channel_receive(channel, &message, &fd, err);
 
         if (r < 0)

@@ -493,7 +493,7 @@ static int check_version(const struct config *config, struct err *err)
 
 static int parse_root(const struct place *place, struct config *config, struct err *err)
 {
-        struct place root, process, linux_place;
+        struct place root, process = { 0 }, linux_place;
         int r = read_required_text(place, "ociVersion", &config->version, err);
 
         if (!r)

@@ -170,7 +170,7 @@ static int answer_console(struct creation *c, int *master, struct err *err)
 static int converse(struct creation *c, struct err *err)
 {
         for (;;) {
-                struct message message;
+                struct message message = { 0 };
                 _cleanup_close_ int fd = -1;
                 int r = channel_receive(c->channel, &message, &fd, err);
 
@@ -361,7 +361,7 @@ static int create(struct creation *c, struct err *err)
  */
 static int release(struct creation *c, struct err *err)
 {
-        struct message message;
+        struct message message = { 0 };
         int fd, r = channel_send(c->channel, MESSAGE_RELEASE, 0, -1, err);
 
         if (!r)

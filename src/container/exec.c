@@ -245,7 +245,7 @@ static int answer(struct execution *e, const struct message *message, int *fd, s
 static int converse(struct execution *e, struct err *err)
 {
         for (;;) {
-                struct message message;
+                struct message message = { 0 };
                 _cleanup_close_ int fd = -1;
                 int r = channel_receive(e->channel, &message, &fd, err);
 
@@ -260,7 +260,7 @@ static int converse(struct execution *e, struct err *err)
 static int begin(struct execution *e, struct err *err)
 {
         int ends[2], flags, number = 0;
-        struct message message;
+        struct message message = { 0 };
         int fd, r = namespaces_of(e, &flags, err);
         pid_t step;
 

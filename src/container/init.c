@@ -47,7 +47,7 @@ static void die_with_runtime(void)
 static int receive_trees(struct init *init, struct err *err)
 {
         for (;;) {
-                struct message message;
+                struct message message = { 0 };
                 int fd, r = channel_receive(init->plan->channel, &message, &fd, err);
 
                 if (r < 0)

@@ -1,7 +1,6 @@
 #include "container/reader.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -167,7 +166,7 @@ static int read_integer(const struct place *place, int64_t *to, struct err *err)
         if (!json_is_real(place->json))
                 return place_error(place, -EINVAL, err, "is not a number");
         real = json_real_value(place->json);
-        if (real != floor(real) || fabs(real) > 9e15)
+        if (!(real >= -9e15 && real <= 9e15) || real != (double)(int64_t)real)
                 return place_error(place, -EINVAL, err, "is %g, not a whole number", real);
         *to = (int64_t)real;
         return 0;

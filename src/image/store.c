@@ -206,7 +206,7 @@ int store_document(const struct image_store *store, const struct descriptor *des
         _cleanup_hasher_ struct hasher hasher = { 0 };
         _cleanup_close_ int fd = store_blob(store, descriptor, err);
         _cleanup_free_ char *text = NULL;
-        struct digest is;
+        struct digest is = { 0 };
         size_t length;
         int r;
 
@@ -507,7 +507,7 @@ int ingest_end(struct ingest *ingest, struct digest *digest, struct err *err)
 {
         struct image_store *store = ingest->store;
         char path[BLOB_PATH_MAX];
-        struct digest is;
+        struct digest is = { 0 };
 
         hasher_end(&ingest->hasher, &is);
         if (ingest->want.digest.text[0] && (ingest->have_bytes != ingest->want.size_bytes || !digest_equal(&is, &ingest->want.digest))) {

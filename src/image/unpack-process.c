@@ -101,7 +101,7 @@ static int work(const struct unpack *unpack, int layer_fd, enum layer_compressio
                 struct err *err)
 {
         struct layer_stream *stream = NULL;
-        struct digest is;
+        struct digest is = { 0 };
         int r = confine(layer_fd, unpack->root_fd, err);
 
         if (!r)

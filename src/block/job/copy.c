@@ -397,12 +397,13 @@ int block_copy_run(struct block_copy *copy, uv_loop_t *loop, void (*show)(struct
         struct watch watch = { 0 };
 
         copy->done = run_done;
-        copy->runner = &watch;
+        copy->runner = &watch; /* cppcheck-suppress autoVariables; until the end of this function */
         block_copy_start(copy, loop);
         while (!watch.over) {
                 uv_run(loop, UV_RUN_ONCE);
                 if (show)
                         show(copy, ctx);
         }
+        copy->runner = NULL;
         return watch.result;
 }

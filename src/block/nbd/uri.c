@@ -52,6 +52,13 @@ static int set(char **to, const char *text, size_t size_bytes)
         return *to ? 0 : -EINVAL;
 }
 
+static int take(char **to, char **value)
+{
+        free(*to);
+        *to = steal_ptr(*value);
+        return 0;
+}
+
 static int parameter(struct nbd_uri *uri, const char *text, size_t size_bytes, struct err *err)
 {
         const char *equals = memchr(text, '=', size_bytes);
@@ -63,11 +70,11 @@ static int parameter(struct nbd_uri *uri, const char *text, size_t size_bytes, s
         if (!value)
                 return err_set(err, -EINVAL, "'%.*s' is not rightly written", (int)size_bytes, text);
         if (IS("socket"))
-                return set(&uri->socket, equals + !!equals, length);
+                return take(&uri->socket, &value);
         if (IS("tls-certificates"))
-                return set(&uri->certificates, equals + !!equals, length);
+                return take(&uri->certificates, &value);
         if (IS("tls-psk-file"))
-                return set(&uri->keys, equals + !!equals, length);
+                return take(&uri->keys, &value);
         if (IS("tls-verify-peer")) {
                 uri->anyone = !strcmp(value, "0") || !strcmp(value, "false");
                 return 0;

@@ -454,10 +454,8 @@ static int qcow2_finish(struct block *block, struct err *err)
                 r = qcow2_bitmaps_store(q);
         if (r == 0)
                 r = qcow2_reserve_return(q);
-        if (r == 0)
-                r = qcow2_flush(q);
-        if (r == 0)
-                r = qcow2_flush(q); /* what the first gave back */
+        for (unsigned n = 0; n < 2 && r == 0 && qcow2_unsettled(q); n++)
+                r = qcow2_flush(q); /* the second: what the first gave back */
         if (r == 0)
                 r = qcow2_cut_file(q);
         if (r == 0 && q->packing && !q->counts_wrong)

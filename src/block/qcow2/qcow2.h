@@ -362,6 +362,11 @@ int qcow2_drop_cluster(struct qcow2 *q, uint64_t at) _must_check_;
 int qcow2_status(struct block *block, uint64_t offset_bytes, uint64_t size_bytes, struct block_extent *extent);
 /* All that was written before is on stable storage. Blocking. */
 int qcow2_flush(struct qcow2 *q) _must_check_;
+/* Something is left for a flush besides the guest's bytes. */
+static inline bool qcow2_unsettled(const struct qcow2 *q)
+{
+        return !table_cache_idle(&q->cache) || q->pending;
+}
 void qcow2_data_done(struct qcow2 *q);
 /*
  * A read of a cluster that a table named just now, until it ends: the cluster is not used for anything else before. Returns what _end wants.

@@ -470,7 +470,7 @@ int qcow2_take(struct qcow2 *q, uint64_t *count, bool whole, uint64_t *cluster, 
                 if (!*at) {
                         uint64_t more = MAX((uint64_t)q->reserve_next, *count);
 
-                        r = q->broken ? -EIO : fill_and_flush(q, whole ? *count : more, whole);
+                        r = q->broken ? -EIO : fill_and_flush(q, more, whole);
                         q->reserve_next = (unsigned)MIN(MIN(q->reserve_next * 2ull, (uint64_t)RESERVE_MAX),
                                                         MAX(RESERVE_BYTES_MAX >> q->header.cluster_bits, UINT64_C(1)));
                         at = find_extent(q, *count, whole);

@@ -153,7 +153,7 @@ static void put_entry(uint8_t *to, const struct entry *e)
         memcpy(to + e->extra_bytes + strlen(e->id), e->name, strlen(e->name));
 }
 
-int qcow2_write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, uint64_t *offset)
+static int write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, bool flush, uint64_t *offset)
 {
         uint64_t count = qcow2_clusters(q, size_bytes), cluster;
         _cleanup_free_ uint8_t *whole = NULL;
@@ -170,11 +170,16 @@ int qcow2_write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, u
         } else {
                 r = -ENOMEM;
         }
-        if (r == 0)
+        if (r == 0 && flush)
                 r = block_flush(q->file);
         if (r < 0)
                 qcow2_untake(q, cluster, count);
         return r;
+}
+
+int qcow2_write_aside(struct qcow2 *q, const void *bytes, uint64_t size_bytes, uint64_t *offset)
+{
+        return write_aside(q, bytes, size_bytes, true, offset);
 }
 
 /* The list, and then the header that names it; the old one's clusters are given back. */
@@ -370,7 +375,7 @@ static int end(struct qcow2 *q, int r, const char *what, const char *name, struc
 {
         if (r == 0)
                 r = qcow2_flush(q);
-        if (r == 0)
+        if (r == 0 && qcow2_unsettled(q))
                 r = qcow2_flush(q); /* what the first gave back */
         if (r == 0 && q->header.version >= 3 && !q->counts_wrong && !q->packing)
                 r = qcow2_mark(q, QCOW2_INCOMPATIBLE_DIRTY, false);
@@ -378,7 +383,7 @@ static int end(struct qcow2 *q, int r, const char *what, const char *name, struc
         return r < 0 ? err_errno(err, r, "disk %s: cannot %s snapshot %s", q->block.path, what, name) : 0;
 }
 
-static int write_l1_aside(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_t *offset)
+static int write_l1_aside(struct qcow2 *q, const uint64_t *l1, uint32_t entries, bool flush, uint64_t *offset)
 {
         _cleanup_free_ uint8_t *bytes = calloc(MAX(entries, 1u), 8);
 
@@ -386,7 +391,7 @@ static int write_l1_aside(struct qcow2 *q, const uint64_t *l1, uint32_t entries,
                 return -ENOMEM;
         for (uint32_t n = 0; n < entries; n++)
                 put_be64(bytes + n * 8ull, l1[n] & ~QCOW2_COPIED);
-        return qcow2_write_aside(q, bytes, MAX(entries, 1u) * 8ull, offset);
+        return write_aside(q, bytes, MAX(entries, 1u) * 8ull, flush, offset);
 }
 
 /* An id that no other has: a number, as QEMU gives them. */
@@ -407,8 +412,10 @@ static int name_it(const struct list *list, const char *name, struct entry *e)
         return 0;
 }
 
+/* What the dirty bit stands for wants no order of its own: it is on stable storage behind the flush of the list, before the header names that. */
 static int create(struct qcow2 *q, struct list *list, struct entry *e)
 {
+        bool marked = q->header.version >= 3;
         uint64_t counted = 0, undone;
         int r = count_l1_part(q, q->l1, q->header.l1_entries, 1, &counted);
 
@@ -420,10 +427,10 @@ static int create(struct qcow2 *q, struct list *list, struct entry *e)
         if (r == 0)
                 r = qcow2_cache_write(q);
         if (r == 0)
-                r = write_l1_aside(q, q->l1, q->header.l1_entries, &e->l1_offset);
+                r = write_l1_aside(q, q->l1, q->header.l1_entries, !marked, &e->l1_offset);
         if (r == 0)
                 r = fix_copied(q);
-        if (r == 0)
+        if (r == 0 && !marked)
                 r = block_flush(q->file);
         return r == 0 ? change_list(q, list) : r;
 }
@@ -522,7 +529,7 @@ static int apply(struct qcow2 *q, struct list *list, struct entry *e)
         if (r == 0)
                 r = qcow2_cache_write(q);
         if (r == 0)
-                r = write_l1_aside(q, l1, e->l1_entries, &offset);
+                r = write_l1_aside(q, l1, e->l1_entries, true, &offset);
         if (r != 0) {
                 free(l1);
                 return r;

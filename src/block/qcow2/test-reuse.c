@@ -151,10 +151,37 @@ static void a_slow_discard(void **state)
         }
 }
 
+static unsigned count_flushes(const struct memory_log *log)
+{
+        unsigned flushes = 0;
+
+        for (unsigned n = 0; n < log->events; n++)
+                flushes += log->event[n].op == BLOCK_FLUSH;
+        return flushes;
+}
+
+/* Each costs as much as the disk takes for it: what a snapshot needs is the time that it takes. */
+static void few_flushes(void **state)
+{
+        struct fixture *f = *state;
+        struct memory_log log = { 0 };
+
+        assert_int_equal(block_write(f->on.disk, 0, f->a, CLUSTER), 0);
+        assert_int_equal(block_finish(f->on.disk, NULL), 0);
+        f->on.file->log = &log;
+        assert_int_equal(block_qcow2.snapshots->create(f->on.disk, "one", NULL), 0);
+        assert_true(count_flushes(&log) <= 7); /* before, the dirty bit, the reserve, the list, the header, after, the bit again */
+        memory_log_done(&log);
+        assert_int_equal(block_finish(f->on.disk, NULL), 0);
+        assert_true(count_flushes(&log) <= 2);
+        f->on.file->log = NULL;
+        memory_log_done(&log);
+}
+
 int main(void)
 {
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        const struct CMUnitTest tests[] = { CASE(by_a_discard), CASE(by_zeroes), CASE(a_compressed_one), CASE(a_slow_discard) };
+        const struct CMUnitTest tests[] = { CASE(by_a_discard), CASE(by_zeroes), CASE(a_compressed_one), CASE(a_slow_discard), CASE(few_flushes) };
 
         log_init("test-reuse", LOG_ERROR);
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -26,7 +26,9 @@ struct guest_region {
         uint8_t *host;       /* where it is mapped here */
         uint64_t fd_offset;  /* where it is in the memfd */
         bool readonly;       /* for the guest: firmware and the like */
-        /* One word a page: bit 0 says that some engine holds decoded code of the page, the rest counts writes to it since. */
+        void *map;           /* of another's memory: what is mapped, with what is in front of it; else NULL */
+        uint64_t map_bytes;
+        /* One word a page: bit 0 says that some engine holds decoded code of the page, the rest counts writes to it since. NULL: another's. */
         _Atomic uint32_t *code;
 };
 
@@ -48,6 +50,14 @@ void guest_memory_done(struct guest_memory *mem);
 
 /* Adds size_bytes of zeroes at gpa; -EEXIST when it overlaps, -ENOSPC past GUEST_REGIONS_MAX, -ENOMEM. */
 int guest_memory_add(struct guest_memory *mem, uint64_t gpa, uint64_t size_bytes, struct err *err) _must_check_;
+
+/*
+ * Memory of another process's machine, which nothing is decoded from here: size_bytes at gpa, of any alignment, are what fd has from offset on. The
+ * descriptor is not needed any longer. -EFAULT: the file does not reach so far.
+ */
+int guest_memory_map(struct guest_memory *mem, uint64_t gpa, uint64_t size_bytes, int fd, uint64_t offset, struct err *err) _must_check_;
+/* Nobody uses region number i any more. */
+void guest_memory_unmap(struct guest_memory *mem, unsigned i);
 
 /* The region that holds gpa, or NULL. */
 static inline const struct guest_region *guest_memory_find(const struct guest_memory *mem, uint64_t gpa)

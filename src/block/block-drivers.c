@@ -1,5 +1,6 @@
 /* The one table of block drivers; raw is none, it is the file itself. */
 #include "block/block-file.h"
+#include "block/http/http.h"
 #include "block/nbd/client.h"
 #include "block/luks/luks.h"
 #include "block/qcow2/qcow2.h"
@@ -12,6 +13,7 @@ const struct block_driver *const block_drivers[] = {
         &block_file,
         &block_qcow2,
         &block_nbd,
+        &block_http,
         &block_vdi,
         &block_vhd,
         &block_vhdx,

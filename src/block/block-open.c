@@ -40,11 +40,12 @@ const struct block_driver *block_driver_find(const char *name)
         return strcmp(name, raw.name) == 0 ? &raw : by_name(name);
 }
 
+/* Of a URL without what is behind its path. */
 static bool ends_with(const char *text, const char *end)
 {
-        size_t length = strlen(text), end_length = strlen(end);
+        size_t length = block_is_remote(text) ? strcspn(text, "?#") : strlen(text), end_length = strlen(end);
 
-        return length > end_length && strcasecmp(text + length - end_length, end) == 0;
+        return length > end_length && strncasecmp(text + length - end_length, end, end_length) == 0;
 }
 
 static bool has_suffix(const struct block_driver *driver, const char *path)

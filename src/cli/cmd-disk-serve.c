@@ -23,6 +23,7 @@
 #include "block/nbd/server.h"
 #include "block/nbd/tls.h"
 #include "cli/disk.h"
+#include "device/vhost-user.h"
 
 #define ADDRESSES_MAX 8
 #define NBD_PORT "10809"
@@ -30,11 +31,11 @@
 #define BACKLOG 128
 
 struct serve_args {
-        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse, *secret, *job;
+        const char *path, *format, *export_name, *description, *tls, *tls_psk, *pid_file, *fuse, *vhost_user, *serial, *secret, *job;
         const char *filter[BLOCK_FILTERS_MAX];
         const char *address[ADDRESSES_MAX];
         const char *bitmap[NBD_BITMAPS_MAX];
-        unsigned addresses, connections, bitmaps, filters;
+        unsigned addresses, connections, bitmaps, filters, queues;
         bool readonly, json, once, any_backing, tls_anyone;
 };
 
@@ -76,6 +77,10 @@ static const struct opt serve_options[] = {
         { "nbd", "ADDRESS", "where NBD clients come in: unix:PATH, tcp:HOST:PORT, stdio, or systemd for sockets that are there already", OPT_CALL,
           .call = add_address, .repeated = true },
         { "fuse", "FILE", "show the disk as this file, by FUSE; unmounting it ends that", OPT_TEXT, SERVE(fuse), .complete = OPT_COMPLETE_FILE },
+        { "vhost-user", "PATH", "be the back end of a vhost-user-blk device: its machine's front end comes to this socket", OPT_TEXT, SERVE(vhost_user),
+          .complete = OPT_COMPLETE_FILE },
+        { "queues", "N", "of that device at most", OPT_NUMBER, SERVE(queues), .fallback = "4", .min = 1, .max = 16 },
+        { "serial", "TEXT", "what that device says of itself, 20 bytes", OPT_TEXT, SERVE(serial) },
         { "read-only", NULL, "let nobody write; others may read the image meanwhile", OPT_FLAG, SERVE(readonly) },
         { "export", "NAME", "what NBD clients have to ask for", OPT_TEXT, SERVE(export_name), .fallback = "the empty name", .may_be_empty = true },
         { "description", "TEXT", "of the export, for people", OPT_TEXT, SERVE(description) },
@@ -109,6 +114,7 @@ static const struct opt_note serve_notes[] = {
         { "virta disk serve root.qcow2 --nbd unix:/run/root.sock", "to programs of this machine" },
         { "virta disk serve root.qcow2 --nbd tcp:0.0.0.0:10809 --tls /etc/pki/nbd", "to other machines" },
         { "virta disk serve root.qcow2 --fuse root.img", "to programs that want a file" },
+        { "virta disk serve root.qcow2 --vhost-user /run/root.vhost", "to a virtual machine, QEMU's for one" },
         { "nbdcopy -- [ virta disk serve root.qcow2 --read-only ] copy.raw", "to one program, which starts it" },
         { 0 },
 };
@@ -118,7 +124,7 @@ static const struct opt_section serve_sections[] = { { "Examples", NULL, serve_n
 const struct opt_command disk_serve_table = {
         .name = "disk serve",
         .summary = "give a disk to other programs and machines",
-        .description = "Serves an image of any format over NBD, as a file, or both. A line on standard output says when clients can come, and where to. "
+        .description = "Serves an image of any format over NBD, as a file, as a device of another program's virtual machine, or all of these. A line on standard output says when clients can come, and where to. "
                        "SIGTERM, SIGINT and SIGHUP end it: what clients have asked for is answered and written back first. "
                        "Sockets that systemd has opened are used when no other place is named.",
         .options = serve_options,
@@ -131,6 +137,7 @@ static void serve_prepare(void *into)
         struct serve_args *args = into;
 
         args->connections = 16;
+        args->queues = 4;
         args->export_name = "";
 }
 
@@ -147,10 +154,11 @@ struct serving {
         uv_signal_t signal[SIGNALS];
         unsigned signals;
         struct fuse_export *fuse;
+        struct vhost_user_server *vhost_user;
         struct block_bitmap *bitmap[NBD_BITMAPS_MAX];
         unsigned bitmaps;
         bool stopped, stdio, pid_written, fuse_ended, nbd;
-        char *socket_path[ADDRESSES_MAX];
+        char *socket_path[ADDRESSES_MAX + 1]; /* and that of vhost-user */
         unsigned sockets;
         json_t *places;
 };
@@ -160,10 +168,14 @@ static void batch(void *ctx)
         struct serving *serving = ctx;
 
         nbd_server_batch(serving->server);
+        if (serving->vhost_user)
+                vhost_user_server_batch(serving->vhost_user);
 }
 
 static void stop(struct serving *serving)
 {
+        if (serving->vhost_user)
+                vhost_user_server_stop(serving->vhost_user);
         nbd_server_stop(serving->server);
         if (serving->fuse)
                 fuse_export_stop(serving->fuse);
@@ -174,6 +186,14 @@ static void left(void *ctx, unsigned clients)
         struct serving *serving = ctx;
 
         if (!clients && (serving->args->once || serving->stdio))
+                stop(serving);
+}
+
+static void front_end_left(void *ctx)
+{
+        struct serving *serving = ctx;
+
+        if (serving->args->once)
                 stop(serving);
 }
 
@@ -196,7 +216,7 @@ static void fuse_ended(void *ctx)
         struct serving *serving = ctx;
 
         serving->fuse_ended = true;
-        if (!serving->nbd)
+        if (!serving->nbd && !serving->vhost_user)
                 nbd_server_stop(serving->server);
         uv_stop(&serving->session->loop);
 }
@@ -251,7 +271,7 @@ static int add_place(struct serving *serving, const char *fmt, ...)
 }
 
 /* For this user alone: the socket's mode is all that protects it. */
-static int listen_unix(struct serving *serving, const char *path, struct err *err)
+static int bind_unix(struct serving *serving, const char *path, int *out, struct err *err)
 {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         int fd, r;
@@ -275,7 +295,16 @@ static int listen_unix(struct serving *serving, const char *path, struct err *er
                 close(fd);
                 return err_errno(err, r, "cannot listen on unix:%s", path);
         }
-        r = nbd_server_listen(serving->server, fd, err);
+        *out = fd;
+        return 0;
+}
+
+static int listen_unix(struct serving *serving, const char *path, struct err *err)
+{
+        int fd, r = bind_unix(serving, path, &fd, err);
+
+        if (r == 0)
+                r = nbd_server_listen(serving->server, fd, err);
         if (r < 0)
                 return r;
         return add_place(serving, "nbd%s+unix:///%s?socket=%s", serving->tls ? "s" : "", serving->args->export_name, path) < 0 ? err_nomem(err) : 0;
@@ -420,9 +449,9 @@ static int open_addresses(struct serving *serving, struct err *err)
 
         for (unsigned n = 0; n < args->addresses && r == 0; n++)
                 r = open_address(serving, args->address[n], err);
-        if (!args->addresses && !args->fuse)
+        if (!args->addresses && !args->fuse && !args->vhost_user)
                 r = take_systemd(serving, err);
-        serving->nbd = args->addresses || !args->fuse;
+        serving->nbd = args->addresses || (!args->fuse && !args->vhost_user);
         return r;
 }
 
@@ -434,6 +463,26 @@ static int open_fuse(struct serving *serving, struct err *err)
         int r = fuse_export_new(&serving->session->loop, &config, &serving->fuse, err);
 
         return r == 0 && add_place(serving, "%s", serving->args->fuse) < 0 ? err_nomem(err) : r;
+}
+
+static int open_vhost_user(struct serving *serving, struct err *err)
+{
+        const struct serve_args *args = serving->args;
+        const struct vhost_user_config config = {
+                .disk = serving->disk, .serial = args->serial ? args->serial : "virta", .queues = args->queues, .left = front_end_left,
+                .trouble = trouble, .ctx = serving,
+        };
+        int fd, r = vhost_user_server_new(&serving->session->loop, &config, &serving->vhost_user, err);
+
+        /* The device has taken it. */
+        block_set_listener(serving->disk, batch, serving);
+        if (r == 0)
+                r = bind_unix(serving, args->vhost_user, &fd, err);
+        if (r == 0)
+                r = vhost_user_server_listen(serving->vhost_user, fd, err);
+        if (r == 0 && add_place(serving, "vhost-user:%s", args->vhost_user) < 0)
+                r = err_nomem(err);
+        return r;
 }
 
 /* ---- ready ---- */
@@ -510,8 +559,10 @@ static int check_args(const struct serve_args *args, struct err *err)
 
         for (unsigned n = 0; n < args->addresses; n++)
                 stdio |= !strcmp(args->address[n], "stdio");
-        if (!args->addresses && !args->fuse && !systemd_sockets())
-                return err_set(err, -EINVAL, "where to? --nbd unix:PATH, --nbd tcp:HOST:PORT or --fuse FILE says it");
+        if (!args->addresses && !args->fuse && !args->vhost_user && !systemd_sockets())
+                return err_set(err, -EINVAL, "where to? --nbd unix:PATH, --nbd tcp:HOST:PORT, --vhost-user PATH or --fuse FILE says it");
+        if (args->serial && strlen(args->serial) > 20)
+                return err_set(err, -EINVAL, "--serial '%s' is longer than 20 bytes", args->serial);
         if (stdio && args->addresses > 1)
                 return err_set(err, -EINVAL, "--nbd stdio goes with no other address");
         if (stdio && args->secret && !strcmp(args->secret, "-"))
@@ -581,6 +632,8 @@ static int serve(struct serving *serving, struct err *err)
         block_set_listener(serving->disk, batch, serving);
         watch_signals(serving);
         r = open_addresses(serving, err);
+        if (r == 0 && args->vhost_user)
+                r = open_vhost_user(serving, err);
         if (r == 0 && args->fuse)
                 r = open_fuse(serving, err);
         if (r == 0)
@@ -609,6 +662,7 @@ static void close_all(struct serving *serving)
         json_decref(serving->places);
         uv_run(&serving->session->loop, UV_RUN_NOWAIT);
         fuse_export_free(serving->fuse);
+        vhost_user_server_free(serving->vhost_user);
         nbd_server_free(serving->server);
         nbd_tls_free(serving->tls);
 }

@@ -577,7 +577,7 @@ int virtio_blk_new(struct device_host *host, struct pci_bus *bus, const char *id
         if (!blk)
                 return err_nomem(err);
         for (unsigned i = 0; i < queues; i++)
-                sizes[i] = QUEUE_SIZE;
+                sizes[i] = config->queue_size ? config->queue_size : QUEUE_SIZE;
         blk->disk = disk;
         blk->capacity = disk->info.size_bytes >> BLK_SECTOR_SHIFT;
         blk->writeback = true;
@@ -597,6 +597,11 @@ int virtio_blk_new(struct device_host *host, struct pci_bus *bus, const char *id
         block_set_listener(disk, batch_done, blk);
         *dev = &blk->v.pci.dev;
         return 0;
+}
+
+void virtio_blk_batch(struct device *dev)
+{
+        batch_done(to_blk(virtio_from_device(dev)));
 }
 
 int virtio_blk_resized(struct device *dev, struct err *err)

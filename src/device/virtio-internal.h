@@ -35,6 +35,7 @@ struct virtqueue {
         bool avail_wrap, used_wrap;
         uint16_t unsignalled; /* used entries (packed: slots) since the last decision to interrupt; saturates */
         bool notifications;   /* wanted from the driver */
+        struct ring_inflight *inflight; /* split: a record of what is in flight, in memory that outlives us; NULL: none is kept */
 };
 
 /* One descriptor as it was copied from the ring. */
@@ -121,6 +122,33 @@ struct ring_format {
 };
 extern const struct ring_format split_format, packed_format;
 
+/*
+ * What a split ring has in flight, in memory shared with whoever can start a successor of this process: the successor does it again.
+ * "Inflight I/O tracking" of the vhost-user specification, which has the layout.
+ */
+struct ring_inflight {
+        uint8_t *region;        /* shared: read as anything from outside */
+        uint16_t entries;       /* of its table */
+        uint64_t counter;       /* of the next that is popped */
+        uint16_t *again;        /* heads that a predecessor has left in flight, to be popped first */
+        unsigned agains, next_again;
+};
+
+#define RING_INFLIGHT_HEADER_BYTES 16u
+#define RING_INFLIGHT_ENTRY_BYTES 16u
+
+/*
+ * The ring is enabled just now, with its positions of before: looks at what is recorded. region has the header and as many entries as the ring.
+ * The positions follow from it; what the record has in flight is popped again.
+ */
+int ring_inflight_attach(struct virtqueue *q, uint8_t *region, struct err *err) _must_check_;
+void ring_inflight_detach(struct virtqueue *q);
+void ring_inflight_popped(struct ring_inflight *inflight, uint16_t head);
+void ring_inflight_unpopped(struct ring_inflight *inflight, uint16_t head);
+/* Before and behind the store of the used index that announces these. */
+void ring_inflight_using(struct ring_inflight *inflight, const struct virtio_chain *chains, unsigned count);
+void ring_inflight_used(struct ring_inflight *inflight, const struct virtio_chain *chains, unsigned count, uint16_t used_idx);
+
 /* Checks size and addresses and maps the rings for v->features; -EINVAL with the reason, and the queue stays disabled. */
 int virtqueue_enable(struct virtio *v, struct virtqueue *q, struct err *err) _must_check_;
 /* As after reset: disabled, with its largest size. */
@@ -138,9 +166,23 @@ void virtio_reset(struct virtio *v);
 void virtio_core_save(struct virtio *v, struct writer *out);
 int virtio_core_load(struct virtio *v, struct cursor *in, struct err *err) _must_check_;
 
-/* The transport for the core. */
+/* How a device is reached by its driver: PCI (virtio-pci.c), or another process, over a socket (vhost-user.c). */
+struct virtio_transport_ops {
+        /* Its registers as after power-on. */
+        void (*reset)(struct virtio *v);
+        /* ops->notify of queue is called soon from the loop. Any thread. */
+        void (*wake)(struct virtio *v, unsigned queue);
+        void (*queue_interrupt)(struct virtio *v, const struct virtqueue *q);
+        /* The device is broken, and the driver runs. */
+        void (*config_interrupt)(struct virtio *v);
+        void (*config_changed)(struct virtio *v);
+        void (*done)(struct virtio *v);
+};
+
+/* What each of them starts with. */
+struct virtio_transport {
+        const struct virtio_transport_ops *ops;
+};
+
 int virtio_pci_init(struct virtio *v, struct pci_bus *bus, const char *id, struct err *err) _must_check_;
-void virtio_pci_done(struct virtio *v);
-void virtio_pci_reset(struct virtio *v);
-void virtio_pci_queue_interrupt(struct virtio *v, const struct virtqueue *q);
-void virtio_pci_config_interrupt(struct virtio *v);
+int virtio_user_init(struct virtio *v, const char *id, struct err *err) _must_check_;

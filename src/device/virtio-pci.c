@@ -64,7 +64,7 @@ enum {
 };
 
 struct doorbell {
-        struct virtio_transport *transport;
+        struct virtio_pci *transport;
         unsigned queue;
         int fd;
         bool polled;     /* poll is initialised */
@@ -72,7 +72,8 @@ struct doorbell {
         uv_poll_t poll;
 };
 
-struct virtio_transport {
+struct virtio_pci {
+        struct virtio_transport transport;
         struct virtio *v; /* NULL once the device is gone */
         struct device_ops dev_ops;
         bool on_bus;
@@ -96,11 +97,16 @@ static struct virtio *from_pci(struct pci_device *pci)
         return container_of(pci, struct virtio, pci);
 }
 
+static struct virtio_pci *to_pci(struct virtio *v)
+{
+        return container_of(v->transport, struct virtio_pci, transport);
+}
+
 /* Interrupts */
 
 static void interrupt(struct virtio *v, uint16_t vector, uint8_t isr)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
 
         if (pci_msix_enabled(&v->pci)) {
                 if (vector != VIRTIO_NO_VECTOR)
@@ -111,31 +117,31 @@ static void interrupt(struct virtio *v, uint16_t vector, uint8_t isr)
         pci_intx(&v->pci, true);
 }
 
-void virtio_pci_queue_interrupt(struct virtio *v, const struct virtqueue *q)
+static void queue_interrupt(struct virtio *v, const struct virtqueue *q)
 {
         interrupt(v, q->vector, ISR_QUEUE);
 }
 
-void virtio_pci_config_interrupt(struct virtio *v)
+static void config_interrupt(struct virtio *v)
 {
-        interrupt(v, v->transport->config_vector, ISR_CONFIG);
+        interrupt(v, to_pci(v)->config_vector, ISR_CONFIG);
 }
 
-void virtio_config_changed(struct virtio *v)
+static void config_changed(struct virtio *v)
 {
-        v->transport->generation++;
+        to_pci(v)->generation++;
         /* §4.1.4.5.1: only a driver that runs is told. */
         if (v->status & VIRTIO_STATUS_DRIVER_OK && !v->resetting)
-                virtio_pci_config_interrupt(v);
+                config_interrupt(v);
 }
 
 /* Doorbells */
 
-void virtio_wake(struct virtio *v, unsigned queue)
+static void wake(struct virtio *v, unsigned queue)
 {
         /* Fails only when the counter is full: it is readable then. */
-        if (queue < v->transport->doorbells)
-                (void)!eventfd_write(v->transport->doorbell[queue].fd, 1);
+        if (queue < to_pci(v)->doorbells)
+                (void)!eventfd_write(to_pci(v)->doorbell[queue].fd, 1);
 }
 
 static void doorbell_rang(uv_poll_t *poll, int status, int events)
@@ -155,7 +161,7 @@ static void doorbell_rang(uv_poll_t *poll, int status, int events)
 
 static void set_doorbells(struct virtio *v, uint64_t base)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
         struct device_host *host = v->host;
 
         if (base == t->doorbell_base || !host->doorbell)
@@ -180,7 +186,7 @@ static void bars_changed(struct pci_device *pci)
                 set_doorbells(v, pci->bar[BAR_REGISTERS].address);
 }
 
-static void poll_doorbells(struct virtio_transport *t, bool on)
+static void poll_doorbells(struct virtio_pci *t, bool on)
 {
         for (unsigned i = 0; i < t->doorbells; i++) {
                 if (on)
@@ -194,7 +200,7 @@ static void poll_doorbells(struct virtio_transport *t, bool on)
 
 static struct virtqueue *selected(struct virtio *v)
 {
-        return v->transport->queue_select < v->queues ? v->queue[v->transport->queue_select] : NULL;
+        return to_pci(v)->queue_select < v->queues ? v->queue[to_pci(v)->queue_select] : NULL;
 }
 
 static uint32_t feature_word(uint64_t features, uint32_t select)
@@ -205,7 +211,7 @@ static uint32_t feature_word(uint64_t features, uint32_t select)
 /* The whole structure as it reads now; reads of any size and place are cut from it. */
 static void common_snapshot(struct virtio *v, uint8_t at[COMMON_BYTES])
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
         const struct virtqueue *q = selected(v);
         struct writer out = { .bytes = at, .capacity = COMMON_BYTES };
 
@@ -256,11 +262,11 @@ static void enable_queue(struct virtio *v, struct virtqueue *q, uint64_t value)
         if (!(v->status & VIRTIO_STATUS_FEATURES_OK) || v->broken || v->resetting)
                 return;
         if (virtqueue_enable(v, q, &err) < 0) {
-                virtio_break(v, "queue %u: %s", v->transport->queue_select, err.text);
+                virtio_break(v, "queue %u: %s", to_pci(v)->queue_select, err.text);
                 return;
         }
         if (v->status & VIRTIO_STATUS_DRIVER_OK)
-                virtio_wake(v, v->transport->queue_select);
+                virtio_wake(v, to_pci(v)->queue_select);
 }
 
 /* Half or all of a queue's address; fixed while the queue is on. */
@@ -298,7 +304,7 @@ static void queue_write(struct virtio *v, uint64_t offset, uint64_t value, unsig
 
 static void write_driver_feature(struct virtio *v, uint32_t value)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
         unsigned shift = 32 * t->driver_feature_select;
 
         /* §2.2.1: not after FEATURES_OK */
@@ -309,7 +315,7 @@ static void write_driver_feature(struct virtio *v, uint32_t value)
 /* §4.1.3.1: each field is written by an access of its own width (64-bit ones may come in halves); others are ignored. */
 static void common_write(struct virtio *v, uint64_t offset, uint64_t value, unsigned size_bytes)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
 
         if (offset >= COMMON_QUEUE_SIZE)
                 queue_write(v, offset, value, size_bytes);
@@ -329,9 +335,9 @@ static void common_write(struct virtio *v, uint64_t offset, uint64_t value, unsi
 
 static uint64_t isr_read(struct virtio *v)
 {
-        uint8_t isr = v->transport->isr;
+        uint8_t isr = to_pci(v)->isr;
 
-        v->transport->isr = 0;
+        to_pci(v)->isr = 0;
         pci_intx(&v->pci, false);
         return isr;
 }
@@ -393,7 +399,7 @@ static uint32_t config_le32(const struct pci_device *pci, unsigned at)
 /* What the window shows; false when the access does not touch its data or it shows nothing. */
 static bool window_target(struct virtio *v, unsigned offset, unsigned size_bytes, uint32_t *at, uint32_t *length)
 {
-        unsigned window = v->transport ? v->transport->window : 0;
+        unsigned window = v->transport ? to_pci(v)->window : 0;
 
         if (!window || offset >= window + WINDOW_DATA + 4 || offset + size_bytes <= window + WINDOW_DATA)
                 return false;
@@ -413,7 +419,7 @@ static void config_reading(struct pci_device *pci, unsigned offset, unsigned siz
         if (!window_target(v, offset, size_bytes, &at, &length))
                 return;
         value = htole64(registers_read(pci, BAR_REGISTERS, at, length));
-        memcpy(&pci->config[v->transport->window + WINDOW_DATA], &value, length);
+        memcpy(&pci->config[to_pci(v)->window + WINDOW_DATA], &value, length);
 }
 
 static void config_written(struct pci_device *pci, unsigned offset, unsigned size_bytes)
@@ -424,7 +430,7 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
 
         if (!window_target(v, offset, size_bytes, &at, &length))
                 return;
-        memcpy(&value, &pci->config[v->transport->window + WINDOW_DATA], length);
+        memcpy(&value, &pci->config[to_pci(v)->window + WINDOW_DATA], length);
         registers_write(pci, BAR_REGISTERS, at, le64toh(value), length);
 }
 
@@ -467,15 +473,15 @@ static void add_capabilities(struct virtio *v)
         at = add_capability(pci, CAP_PCI_WINDOW, 0, 0, 4);
         memset(&pci->writable[at + WINDOW_BAR], 0xff, 1);
         memset(&pci->writable[at + WINDOW_OFFSET], 0xff, 12);
-        v->transport->window = at;
+        to_pci(v)->window = at;
 }
 
 /* The device as the machine sees it */
 
 /* Registers of the transport as after power-on; the interrupt goes down. */
-void virtio_pci_reset(struct virtio *v)
+static void transport_reset(struct virtio *v)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
 
         t->device_feature_select = t->driver_feature_select = 0;
         t->driver_features = 0;
@@ -489,7 +495,7 @@ static void device_quiesce(struct device *dev)
 {
         struct virtio *v = virtio_from_device(dev);
 
-        poll_doorbells(v->transport, false);
+        poll_doorbells(to_pci(v), false);
         v->quiesced = true;
         if (v->ops->quiesce)
                 v->ops->quiesce(v);
@@ -502,7 +508,7 @@ static void device_resume(struct device *dev)
         v->quiesced = false;
         if (v->ops->resume)
                 v->ops->resume(v);
-        poll_doorbells(v->transport, true);
+        poll_doorbells(to_pci(v), true);
         /* A doorbell that rang before a save is not in the record: each queue is looked at again. */
         virtio_lock(v);
         for (unsigned i = 0; i < v->queues; i++) {
@@ -527,7 +533,7 @@ static void device_reset(struct device *dev)
 static void device_save(struct device *dev, struct writer *out)
 {
         struct virtio *v = virtio_from_device(dev);
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
 
         pci_device_save(&v->pci, out);
         writer_le32(out, t->device_feature_select);
@@ -542,7 +548,7 @@ static void device_save(struct device *dev, struct writer *out)
 
 static int load_all(struct virtio *v, struct cursor *in, struct err *err)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
         int r = pci_device_load(&v->pci, in, err);
 
         if (r < 0)
@@ -577,7 +583,7 @@ static int device_load(struct device *dev, uint16_t version, struct cursor *in, 
                 pci_device_reset(&v->pci);
         }
         set_doorbells(v, v->pci.bar[BAR_REGISTERS].address);
-        if (v->transport->isr && !pci_msix_enabled(&v->pci))
+        if (to_pci(v)->isr && !pci_msix_enabled(&v->pci))
                 pci_intx(&v->pci, true);
         return r;
 }
@@ -593,7 +599,7 @@ static void device_free(struct device *dev)
 
 static int open_doorbells(struct virtio *v, struct err *err)
 {
-        struct virtio_transport *t = v->transport;
+        struct virtio_pci *t = to_pci(v);
 
         for (unsigned i = 0; i < v->queues; i++) {
                 struct doorbell *bell = &t->doorbell[i];
@@ -615,14 +621,56 @@ static int open_doorbells(struct virtio *v, struct err *err)
         return 0;
 }
 
+static void doorbell_closed(uv_handle_t *handle)
+{
+        struct doorbell *bell = handle->data;
+        struct virtio_pci *t = bell->transport;
+
+        if (--t->open_handles == 0)
+                free(t);
+}
+
+static void transport_done(struct virtio *v)
+{
+        struct virtio_pci *t = to_pci(v);
+        bool handles;
+
+        if (!t)
+                return;
+        handles = t->open_handles;
+        if (t->on_bus) {
+                set_doorbells(v, 0);
+                pci_device_done(&v->pci);
+        }
+        t->v = NULL;
+        v->transport = NULL;
+        for (unsigned i = 0; i < t->doorbells; i++) {
+                if (t->doorbell[i].polled)
+                        uv_close((uv_handle_t *)&t->doorbell[i].poll, doorbell_closed);
+                close(t->doorbell[i].fd);
+        }
+        if (!handles)
+                free(t);
+}
+
+static const struct virtio_transport_ops transport_ops = {
+        .reset = transport_reset,
+        .wake = wake,
+        .queue_interrupt = queue_interrupt,
+        .config_interrupt = config_interrupt,
+        .config_changed = config_changed,
+        .done = transport_done,
+};
+
 int virtio_pci_init(struct virtio *v, struct pci_bus *bus, const char *id, struct err *err)
 {
-        struct virtio_transport *t = calloc(1, sizeof(*t));
+        struct virtio_pci *t = calloc(1, sizeof(*t));
         int r;
 
         if (!t)
                 return err_nomem(err);
-        v->transport = t;
+        t->transport.ops = &transport_ops;
+        v->transport = &t->transport;
         t->v = v;
         t->dev_ops = (struct device_ops){
                 .name = v->ops->name,
@@ -648,36 +696,4 @@ int virtio_pci_init(struct virtio *v, struct pci_bus *bus, const char *id, struc
         add_capabilities(v);
         t->config_vector = VIRTIO_NO_VECTOR;
         return 0;
-}
-
-static void doorbell_closed(uv_handle_t *handle)
-{
-        struct doorbell *bell = handle->data;
-        struct virtio_transport *t = bell->transport;
-
-        if (--t->open_handles == 0)
-                free(t);
-}
-
-void virtio_pci_done(struct virtio *v)
-{
-        struct virtio_transport *t = v->transport;
-        bool handles;
-
-        if (!t)
-                return;
-        handles = t->open_handles;
-        if (t->on_bus) {
-                set_doorbells(v, 0);
-                pci_device_done(&v->pci);
-        }
-        t->v = NULL;
-        v->transport = NULL;
-        for (unsigned i = 0; i < t->doorbells; i++) {
-                if (t->doorbell[i].polled)
-                        uv_close((uv_handle_t *)&t->doorbell[i].poll, doorbell_closed);
-                close(t->doorbell[i].fd);
-        }
-        if (!handles)
-                free(t);
 }

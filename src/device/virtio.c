@@ -40,13 +40,14 @@ int virtio_init(struct virtio *v, struct device_host *host, struct pci_bus *bus,
                 v->queue[i]->size_max = queue_sizes[i];
                 virtqueue_disable(v->queue[i]);
         }
-        r = virtio_pci_init(v, bus, id, err);
+        r = bus ? virtio_pci_init(v, bus, id, err) : virtio_user_init(v, id, err);
         return r < 0 ? err_wrap(err, r, "device %s", id) : 0;
 }
 
 void virtio_done(struct virtio *v)
 {
-        virtio_pci_done(v);
+        if (v->transport)
+                v->transport->ops->done(v);
         for (unsigned i = 0; i < v->queues; i++)
                 free(v->queue[i]);
         v->queues = 0;
@@ -67,7 +68,7 @@ void virtio_reset(struct virtio *v)
 {
         for (unsigned i = 0; i < v->queues; i++)
                 virtqueue_disable(v->queue[i]);
-        virtio_pci_reset(v);
+        v->transport->ops->reset(v);
         v->features = 0;
         v->broken = false;
         v->resetting = true;
@@ -143,7 +144,17 @@ void virtio_break(struct virtio *v, const char *why, ...)
         v->status |= VIRTIO_STATUS_NEEDS_RESET;
         /* §2.1.2: the driver hears of it only when it runs. */
         if (v->status & VIRTIO_STATUS_DRIVER_OK)
-                virtio_pci_config_interrupt(v);
+                v->transport->ops->config_interrupt(v);
+}
+
+void virtio_wake(struct virtio *v, unsigned queue)
+{
+        v->transport->ops->wake(v, queue);
+}
+
+void virtio_config_changed(struct virtio *v)
+{
+        v->transport->ops->config_changed(v);
 }
 
 void virtio_core_save(struct virtio *v, struct writer *out)

@@ -1,5 +1,5 @@
 /*
- * virtio 1.2 over PCI: queues (split and packed, indirect, event index) and the transport; device types sit on top.
+ * virtio 1.2: queues (split and packed, indirect, event index), the transports PCI and vhost-user; device types sit on top.
  *
  * The driver (guest) is hostile: descriptors are copied once, then checked, then used. A chain is bounded, indirect tables do
  * not nest, every buffer lies in guest memory. A driver that breaks the rules gets DEVICE_NEEDS_RESET (§2.1.2) and its device
@@ -124,10 +124,13 @@ struct virtio {
         bool resetting; /* status 0 was written, holds are left */
         bool quiesced;  /* take no new chains from queues; set before ops->quiesce, cleared before ops->resume */
         unsigned holds;
-        struct virtio_transport *transport; /* virtio-pci.c */
+        struct virtio_transport *transport; /* virtio-pci.c, vhost-user.c */
 };
 
-/* queue_sizes[i] is the largest size of queue i, a power of two up to VIRTIO_QUEUE_SIZE_MAX. On the loop's thread. */
+/*
+ * queue_sizes[i] is the largest size of queue i, a power of two up to VIRTIO_QUEUE_SIZE_MAX. On the loop's thread. bus NULL: the driver is
+ * reached by vhost-user (vhost-user.h), and host->mem is what its owner shares.
+ */
 int virtio_init(struct virtio *v, struct device_host *host, struct pci_bus *bus, const struct virtio_ops *ops, const char *id,
                 const uint16_t *queue_sizes, unsigned queues, struct err *err) _must_check_;
 /* For use in ops->free; also after a failed virtio_init(), or when that was never called on zeroed memory. */

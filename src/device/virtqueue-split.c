@@ -49,6 +49,8 @@ static struct virtq_desc copy_desc(const uint8_t *table, unsigned index)
 
 static bool split_empty(const struct virtqueue *q)
 {
+        if (q->inflight && q->inflight->next_again < q->inflight->agains)
+                return false;
         return ring_load16_acquire(q->driver + 2) == q->avail_idx;
 }
 
@@ -80,12 +82,27 @@ static int split_walk_table(struct chain_builder *b, const uint8_t *table, unsig
         return walk(b, table, entries, 0, NULL);
 }
 
+/* What a predecessor has left in flight, which is behind the position already. */
+static int pop_again(struct virtqueue *q, struct chain_builder *b)
+{
+        uint16_t head = q->inflight->again[q->inflight->next_again];
+        int r = walk(b, q->desc, q->size, head, &b->chain->descriptors);
+
+        if (r < 0)
+                return r;
+        b->chain->head = head;
+        q->inflight->next_again++;
+        return 0;
+}
+
 static int split_pop(struct virtqueue *q, struct chain_builder *b)
 {
         uint16_t idx = ring_load16_acquire(q->driver + 2);
         uint16_t head;
         int r;
 
+        if (q->inflight && q->inflight->next_again < q->inflight->agains)
+                return pop_again(q, b);
         if ((uint16_t)(idx - q->avail_idx) > q->size) {
                 virtio_break(b->v, "queue %u: available index went from %u to %u in a queue of %u", b->queue, q->avail_idx, idx,
                              q->size);
@@ -97,12 +114,16 @@ static int split_pop(struct virtqueue *q, struct chain_builder *b)
                 return r;
         b->chain->head = head;
         q->avail_idx++;
+        if (q->inflight)
+                ring_inflight_popped(q->inflight, head);
         return 0;
 }
 
 static void split_unpop(struct virtqueue *q, const struct virtio_chain *chain)
 {
         q->avail_idx--;
+        if (q->inflight)
+                ring_inflight_unpopped(q->inflight, chain->head);
 }
 
 static void split_push(struct virtio *v, struct virtqueue *q, const struct virtio_chain *chains, unsigned count)
@@ -114,8 +135,12 @@ static void split_push(struct virtio *v, struct virtqueue *q, const struct virti
                 ring_store32(entry + 4, chains[i].written);
                 ring_written(v, entry, 8);
         }
+        if (q->inflight)
+                ring_inflight_using(q->inflight, chains, count);
         /* The entries before the index that announces them (§2.7.8.2). */
         ring_store16_release(q->device + 2, q->used_idx);
+        if (q->inflight)
+                ring_inflight_used(q->inflight, chains, count, q->used_idx);
         q->unsignalled = (uint16_t)MIN(q->unsignalled + count, (unsigned)INT16_MAX);
         ring_written(v, q->device, 4);
 }

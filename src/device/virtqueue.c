@@ -181,7 +181,7 @@ void virtqueue_interrupt(struct virtio *v, unsigned queue)
         /* What was pushed must be seen before what the driver wants is read (§2.7.10, §2.8.10). */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (q->format->wants_interrupt(q))
-                virtio_pci_queue_interrupt(v, q);
+                v->transport->ops->queue_interrupt(v, q);
         q->unsignalled = 0;
 }
 
@@ -263,6 +263,7 @@ int virtqueue_enable(struct virtio *v, struct virtqueue *q, struct err *err)
 
 void virtqueue_disable(struct virtqueue *q)
 {
+        ring_inflight_detach(q);
         *q = (struct virtqueue){ .size_max = q->size_max, .size = q->size_max, .vector = VIRTIO_NO_VECTOR };
 }
 

@@ -60,6 +60,11 @@ static void pass(struct disk *d, struct block_request *guest)
 {
         struct passing *passing = d->spare;
 
+        /* Who sent it may not know yet that the disk has become smaller. */
+        if (guest->offset_bytes > d->block.info.size_bytes || guest->size_bytes > d->block.info.size_bytes - guest->offset_bytes) {
+                block_complete(&d->block, guest, -EIO);
+                return;
+        }
         if (passing)
                 d->spare = passing->next;
         else
@@ -233,6 +238,12 @@ void block_disk_swap(struct block *disk, struct block *root)
                 free(disk->path);
                 disk->path = path;
         }
+}
+
+int block_disk_resize(struct block *disk, uint64_t size_bytes, struct err *err)
+{
+        assert(to_disk(disk)->held && !to_disk(disk)->passed);
+        return filter_resize(disk, size_bytes, err);
 }
 
 void block_disk_let_go(struct block *disk)

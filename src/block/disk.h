@@ -11,7 +11,8 @@
  * While it is held only block requests of the disk's own tree and of what is attached may be waited for: whoever drains the disk then waits for
  * these, and nothing else would end.
  *
- * Named bitmaps are the root's. The size of a disk with a job is not changed.
+ * Named bitmaps are the root's. The size of a disk with a job is not changed, but by a job that does that. Requests that begin within the disk as it
+ * was and do not end within it any more fail: -EIO.
  */
 #pragma once
 
@@ -32,6 +33,9 @@ bool block_disk_held(const struct block *disk);
 /* Held. The old root is the caller's; the new one has the disk's size. */
 void block_disk_swap(struct block *disk, struct block *root);
 void block_disk_let_go(struct block *disk);
+
+/* Held. Waits as block_read() does. */
+int block_disk_resize(struct block *disk, uint64_t size_bytes, struct err *err) _must_check_;
 
 /* Borrowed; NULL: nothing any more. */
 void block_disk_attach(struct block *disk, struct block *other);

@@ -86,26 +86,7 @@ static int find_base(struct block *top, const char *name, struct block **base, s
 /* What the images in front of `to` decide. */
 static int look_in_front(struct block_copy *copy, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what)
 {
-        *what = BLOCK_COPY_SKIP;
-        for (struct block *node = copy->from; node != copy->to; node = node->child[BLOCK_BACKING]) {
-                struct block_extent extent;
-                int r;
-
-                if (at >= node->info.size_bytes) { /* behind the end of a shorter one there is nothing but zeroes */
-                        *what = BLOCK_COPY_ZERO;
-                        return 0;
-                }
-                *size_bytes = MIN(*size_bytes, node->info.size_bytes - at);
-                r = block_status(node, at, *size_bytes, &extent);
-                if (r < 0)
-                        return r;
-                *size_bytes = extent.size_bytes;
-                if (extent.present) {
-                        *what = extent.zero ? BLOCK_COPY_ZERO : BLOCK_COPY_DATA;
-                        return 0;
-                }
-        }
-        return 0;
+        return block_copy_look_in_front(copy->from, copy->to, at, size_bytes, what);
 }
 
 static int commit_into(struct disk_session *session, struct change_args *args, struct block *top, struct block *base, struct err *err)

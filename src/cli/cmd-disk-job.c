@@ -24,6 +24,7 @@ struct job_args {
 #define SPEED_OPTION { "speed", "SIZE", "so much a second at most", OPT_SIZE, JOB(words.speed) }
 #define QUIET_OPTION { "quiet", NULL, "no progress", OPT_FLAG, JOB(quiet) }
 #define TO_OPTION { "to", "FORMAT", "of the target; without it, what its suffix says", OPT_TEXT, JOB(words.format) }
+#define TO_SECRET_OPTION { "to-secret", "SECRET", "where the passphrase of the target is: file:PATH, - or keyring:NAME", OPT_TEXT, JOB(words.secret) }
 #define EXISTING_OPTION { "existing", NULL, "write to an image that is there, instead of making one", OPT_FLAG, JOB(words.existing) }
 
 static const struct opt stream_options[] = {
@@ -53,6 +54,7 @@ const struct opt_command disk_stream_table = {
 static const struct opt mirror_options[] = {
         FORMAT_OPTION,
         TO_OPTION,
+        TO_SECRET_OPTION,
         EXISTING_OPTION,
         { "resume", NULL, "to an image that is there, and has some of it: only what differs is written", OPT_FLAG, JOB(words.resume) },
         SPEED_OPTION,
@@ -79,6 +81,7 @@ const struct opt_command disk_mirror_table = {
 static const struct opt backup_options[] = {
         FORMAT_OPTION,
         TO_OPTION,
+        TO_SECRET_OPTION,
         { "bitmap", "NAME", "copy only what this bitmap of the image has, and empty it", OPT_TEXT, JOB(words.bitmap) },
         { "backing", "FILE", "with --bitmap, for a new target: the backup before this one, which it lies on", OPT_TEXT, JOB(words.backing),
           .complete = OPT_COMPLETE_FILE },

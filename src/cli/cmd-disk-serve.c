@@ -95,7 +95,7 @@ static const struct opt serve_options[] = {
         { "connections", "N", "so many NBD clients at a time; more have to wait", OPT_NUMBER, SERVE(connections), .fallback = "16", .min = 1, .max = 1000 },
         { "filter", "NAME[:KEY=VALUE]...", "put a filter in front of the image: throttle, fault, copy-on-read, checksum:file=FILE", OPT_CALL,
           .call = add_filter, .repeated = true },
-        { "job", "WORDS", "begin a job on the disk when clients can come: 'stream', 'commit', 'mirror FILE pivot', 'backup FILE bitmap=NAME', …",
+        { "job", "WORDS", "begin a job on the disk when clients can come: 'stream', 'commit', 'mirror FILE pivot', 'backup FILE bitmap=NAME', 'resize SIZE', …",
           OPT_TEXT, SERVE(job) },
         { "once", NULL, "end when the last client has left", OPT_FLAG, SERVE(once) },
         { "pid-file", "FILE", "write the number of the process there when clients can come", OPT_TEXT, SERVE(pid_file), .complete = OPT_COMPLETE_FILE },
@@ -598,6 +598,10 @@ static int find_bitmaps(struct serving *serving, struct err *err)
 
 static void job_over(struct block_job *job, void *ctx, int result, const struct err *why)
 {
+        struct serving *serving = ctx;
+
+        if (result == 0 && job->config.kind == BLOCK_JOB_RESIZE && serving->vhost_user)
+                vhost_user_server_resized(serving->vhost_user);
         if (result < 0)
                 log_error("%s", why->text);
         else
@@ -606,7 +610,7 @@ static void job_over(struct block_job *job, void *ctx, int result, const struct 
 
 static int start_job(struct serving *serving, struct err *err)
 {
-        struct block_job_config config = { .disk = serving->handle, .done = job_over };
+        struct block_job_config config = { .disk = serving->handle, .done = job_over, .ctx = serving };
 
         return serving->args->job ? block_job_start_text(&config, serving->args->job, NULL, err) : 0;
 }

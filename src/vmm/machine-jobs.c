@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "block/job/job.h"
+#include "device/virtio-blk.h"
 #include "vmm/machine-internal.h"
 
 int machine_jobs_init(struct machine *machine, struct err *err)
@@ -29,8 +30,20 @@ void machine_jobs_done(struct machine *machine)
         machine->job_folder = -1;
 }
 
+/* The guest sees the new size. */
+static void tell_size(struct machine *machine, const struct block *disk)
+{
+        struct err err = ERR_INIT;
+
+        for (unsigned n = 0; n < machine->disks; n++)
+                if (machine->handle[n] == disk && virtio_blk_resized(machine->blk[n], &err) < 0)
+                        log_error("%s", err.text);
+}
+
 static void over(struct block_job *job, void *ctx, int result, const struct err *why)
 {
+        if (result == 0 && job->config.kind == BLOCK_JOB_RESIZE)
+                tell_size(ctx, job->disk);
         if (result < 0)
                 log_error("%s", why->text);
         else
@@ -44,7 +57,7 @@ static bool needs_file(const char *text)
 
 static int begin(struct machine *machine, struct block *disk, const char *text, struct err *err)
 {
-        struct block_job_config config = { .disk = disk, .done = over };
+        struct block_job_config config = { .disk = disk, .done = over, .ctx = machine };
         _cleanup_close_ int before = -1;
         int r;
 

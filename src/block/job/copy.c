@@ -407,3 +407,27 @@ int block_copy_run(struct block_copy *copy, uv_loop_t *loop, void (*show)(struct
         copy->runner = NULL;
         return watch.result;
 }
+
+int block_copy_look_in_front(struct block *front, const struct block *base, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what)
+{
+        *what = BLOCK_COPY_SKIP;
+        for (struct block *node = front; node != base; node = node->child[BLOCK_BACKING]) {
+                struct block_extent extent;
+                int r;
+
+                if (at >= node->info.size_bytes) { /* behind the end of a shorter one there is nothing but zeroes */
+                        *what = BLOCK_COPY_ZERO;
+                        return 0;
+                }
+                *size_bytes = MIN(*size_bytes, node->info.size_bytes - at);
+                r = block_status(node, at, *size_bytes, &extent);
+                if (r < 0)
+                        return r;
+                *size_bytes = extent.size_bytes;
+                if (extent.present) {
+                        *what = extent.zero ? BLOCK_COPY_ZERO : BLOCK_COPY_DATA;
+                        return 0;
+                }
+        }
+        return 0;
+}

@@ -62,3 +62,8 @@ void block_copy_set_speed(struct block_copy *copy, uint64_t bytes_a_second);
 void block_copy_cancel(struct block_copy *copy);
 /* Runs the loop until it is over, and calls show, unless NULL, now and then. 0 or -errno. done is its own. */
 int block_copy_run(struct block_copy *copy, uv_loop_t *loop, void (*show)(struct block_copy *copy, void *ctx), void *ctx) _must_check_;
+/*
+ * What the images from `front` down to the one in front of `base` decide of a place, for commits; what none of them does is skipped: the base has it.
+ * As look.
+ */
+int block_copy_look_in_front(struct block *front, const struct block *base, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what) _must_check_;

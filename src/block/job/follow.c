@@ -38,31 +38,6 @@ static struct follow *to_follow(struct block_job *job)
 
 /* ---- what is to be copied ---- */
 
-/* What the images in front of the base decide; the rest is there. */
-static int look_in_front(const struct follow *f, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what)
-{
-        *what = BLOCK_COPY_SKIP;
-        for (struct block *node = f->image; node != f->to; node = node->child[BLOCK_BACKING]) {
-                struct block_extent extent;
-                int r;
-
-                if (at >= node->info.size_bytes) { /* behind the end of a shorter one there is nothing but zeroes */
-                        *what = BLOCK_COPY_ZERO;
-                        return 0;
-                }
-                *size_bytes = MIN(*size_bytes, node->info.size_bytes - at);
-                r = block_status(node, at, *size_bytes, &extent);
-                if (r < 0)
-                        return r;
-                *size_bytes = extent.size_bytes;
-                if (extent.present) {
-                        *what = extent.zero ? BLOCK_COPY_ZERO : BLOCK_COPY_DATA;
-                        return 0;
-                }
-        }
-        return 0;
-}
-
 static int look_at_all(const struct follow *f, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what)
 {
         struct block_extent extent;
@@ -77,7 +52,7 @@ static int look_at_all(const struct follow *f, uint64_t at, uint64_t *size_bytes
 
 static int look(const struct follow *f, uint64_t at, uint64_t *size_bytes, enum block_copy_what *what)
 {
-        return f->commit ? look_in_front(f, at, size_bytes, what) : look_at_all(f, at, size_bytes, what);
+        return f->commit ? block_copy_look_in_front(f->image, f->to, at, size_bytes, what) : look_at_all(f, at, size_bytes, what);
 }
 
 /* The next that the bitmap has, at or behind a place; its bits are clear from then on. */

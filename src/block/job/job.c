@@ -9,7 +9,7 @@
 
 static const struct block_job_ops *const kinds[] = {
         [BLOCK_JOB_STREAM] = &block_job_stream, [BLOCK_JOB_COMMIT] = &block_job_commit, [BLOCK_JOB_MIRROR] = &block_job_mirror,
-        [BLOCK_JOB_BACKUP] = &block_job_backup,
+        [BLOCK_JOB_BACKUP] = &block_job_backup, [BLOCK_JOB_RESIZE] = &block_job_resize,
 };
 
 const char *block_job_name(enum block_job_kind kind)

@@ -5,6 +5,7 @@
  *      commit    what the image holds goes into its backing file; the image is empty then, or the disk goes on in the backing file (pivot)
  *      mirror    all of the disk goes to a target, and what is written meanwhile as well; the disk can go on there (pivot)
  *      backup    the disk as it is when the job begins goes to a target: all of it, or what a bitmap has
+ *      resize    the disk becomes larger, or smaller
  *
  *      block_job_start() ─▶ running ⇄ paused ─▶ [ready: what is written is followed] ─complete─▶ over: done() from the loop, then freed
  *                              └── cancel, an error ──────────────────────────────────────────▶ over: the disk is as it was
@@ -21,7 +22,7 @@
 #include "block/disk.h"
 #include "block/job/copy.h"
 
-enum block_job_kind { BLOCK_JOB_STREAM, BLOCK_JOB_COMMIT, BLOCK_JOB_MIRROR, BLOCK_JOB_BACKUP };
+enum block_job_kind { BLOCK_JOB_STREAM, BLOCK_JOB_COMMIT, BLOCK_JOB_MIRROR, BLOCK_JOB_BACKUP, BLOCK_JOB_RESIZE };
 
 enum block_job_state { BLOCK_JOB_RUNNING, BLOCK_JOB_READY, BLOCK_JOB_ENDING };
 
@@ -40,6 +41,8 @@ struct block_job_config {
         const char *bitmap;      /* backup: only what this one has; it is empty from then on, unless the job fails */
         bool pivot;              /* commit, mirror: the disk goes on in the base, in the target */
         bool follow;             /* mirror: goes on until block_job_complete() */
+        uint64_t size_bytes;     /* resize: of the disk from then on */
+        bool shrink;             /* resize: it may become smaller */
         uint64_t bytes_a_second; /* 0: no limit */
         /* From the loop; why is NULL when all went well, -ECANCELED is an error, too. The job is freed when it returns. */
         void (*done)(struct block_job *job, void *ctx, int result, const struct err *why);
@@ -71,14 +74,15 @@ void block_job_end(struct block *disk, uv_loop_t *loop);
 
 /*
  * A job by words: "stream [BASE]", "commit [BASE] [pivot]", "mirror TARGET [pivot|follow] [existing] [resume]",
- * "backup TARGET [bitmap=NAME] [backing=FILE] [existing]", with speed=SIZE (a second) and format=FORMAT (of the target). The target is made, unless
+ * "backup TARGET [bitmap=NAME] [backing=FILE] [existing]", "resize SIZE [shrink]", with speed=SIZE (a second), format=FORMAT and secret=SECRET (of the target). The target is made, unless
  * `existing` or `resume` says that it is there, or its name is that of a server's. What was made is taken away when the job cannot start.
  * kind, target and the like of *config are set; the rest is the caller's.
  */
 struct block_job_words {
         const char *name;              /* BASE, TARGET */
         const char *format, *bitmap, *backing;
-        bool pivot, follow, existing, resume;
+        const char *secret;            /* of the target (block/secret.h) */
+        bool pivot, follow, existing, resume, shrink;
         uint64_t speed;
         unsigned flags;                /* BLOCK_OPEN_: of the target */
 };
@@ -118,7 +122,7 @@ struct block_job {
         struct err why;
 };
 
-extern const struct block_job_ops block_job_stream, block_job_commit, block_job_mirror, block_job_backup;
+extern const struct block_job_ops block_job_stream, block_job_commit, block_job_mirror, block_job_backup, block_job_resize;
 
 /* In the job's fiber. The copy runs as long as the job may; its error, said as "cannot …: what". */
 int block_job_copy(struct block_job *job, struct block_copy *copy) _must_check_;

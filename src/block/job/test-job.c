@@ -46,6 +46,7 @@ struct fixture {
         struct op op[DEPTH];
         unsigned busy, ended;
         bool stop;               /* the guest begins nothing more */
+        uint64_t limit_bytes;    /* what ends behind it may fail; 0: nothing may */
         struct block_fault fault; /* of the file of top.qcow2; error 0: none */
         struct block *fault_filter;
         bool over;
@@ -257,6 +258,13 @@ static void op_done(struct block_request *req, int result)
         struct op *op = container_of(req, struct op, req);
         struct fixture *f = op->f;
 
+        if (result == -EIO && f->limit_bytes && req->offset_bytes + req->size_bytes > f->limit_bytes) {
+                op->busy = false;
+                f->busy--;
+                f->ended++;
+                guest_on(op);
+                return;
+        }
         if (result < 0) {
                 fprintf(stderr, "a request of the guest failed: %s\n", strerror(-result));
                 abort();
@@ -785,13 +793,52 @@ static void copy_on_read(void **state)
         want_file(f, "top.qcow2", f->model);
 }
 
+/* Larger, with zeroes behind; then smaller, under a guest that does not know it yet. */
+static void resized(void **state)
+{
+        struct block_job_config config = { .kind = BLOCK_JOB_RESIZE, .size_bytes = 2 * DISK_BYTES };
+        struct fixture *f = *state;
+        struct err err = ERR_INIT;
+        struct block_job *job;
+        struct block *again;
+        uint64_t half = align_down(DISK_BYTES / 2, 65536);
+
+        begin_writing(f);
+        (void)start(f, config);
+        want_success(f);
+        assert_int_equal(f->disk->info.size_bytes, 2 * DISK_BYTES);
+        for (unsigned ended = f->ended; f->ended < ended + 100;)
+                uv_run(&f->loop, UV_RUN_ONCE);
+        assert_int_equal(block_read(f->disk, DISK_BYTES, f->seen, DISK_BYTES), 0);
+        for (uint64_t n = 0; n < DISK_BYTES; n++)
+                assert_int_equal(f->seen[n], 0);
+        config.disk = f->disk;
+        config.size_bytes = half;
+        assert_int_equal(block_job_start(&config, &job, &err), -EINVAL);
+        config.shrink = true;
+        f->limit_bytes = half;
+        (void)start(f, config);
+        want_success(f);
+        assert_int_equal(f->disk->info.size_bytes, half);
+        for (unsigned ended = f->ended; f->ended < ended + 200;)
+                uv_run(&f->loop, UV_RUN_ONCE);
+        guest_stop(f);
+        close_disk(f);
+        again = open_image(f, "top.qcow2", 0);
+        assert_int_equal(again->info.size_bytes, half);
+        assert_int_equal(block_read(again, 0, f->seen, half), 0);
+        assert_memory_equal(f->seen, f->model, half);
+        close_block(f, again);
+        check_image(f, "top.qcow2");
+}
+
 int main(int argc, char **argv)
 {
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
                 CASE(stream_all), CASE(stream_to_base), CASE(commit_and_empty), CASE(commit_and_pivot), CASE(commit_deep), CASE(mirror_and_pivot),
                 CASE(mirror_that_follows), CASE(backup_full), CASE(backup_by_bitmap), CASE(point_in_time), CASE(cancelled), CASE(paused_and_slow),
-                CASE(bad_target), CASE(bad_image), CASE(refused), CASE(copy_on_read),
+                CASE(bad_target), CASE(bad_image), CASE(refused), CASE(copy_on_read), CASE(resized),
         };
 
         if (argc > 1)

@@ -9,7 +9,8 @@
 #define WORDS_MAX 12
 
 const char block_job_text_help[] = "stream [BASE], commit [BASE] [pivot], mirror TARGET [pivot|follow] [existing] [resume], "
-                                   "backup TARGET [bitmap=NAME] [backing=FILE] [existing]; with speed=SIZE (a second), format=FORMAT (of TARGET)";
+                                   "backup TARGET [bitmap=NAME] [backing=FILE] [existing], resize SIZE [shrink]; with speed=SIZE (a second), "
+                                   "format=FORMAT, secret=SECRET (of TARGET)";
 
 static const char *value_of(const char *word, const char *key)
 {
@@ -32,6 +33,10 @@ static int take_word(struct block_job_words *words, const char **kind, const cha
                 words->existing = true;
         else if (!strcmp(word, "resume"))
                 words->resume = true;
+        else if (!strcmp(word, "shrink"))
+                words->shrink = true;
+        else if ((value = value_of(word, "secret")))
+                words->secret = value;
         else if ((value = value_of(word, "format")))
                 words->format = value;
         else if ((value = value_of(word, "bitmap")))
@@ -49,7 +54,7 @@ static int take_word(struct block_job_words *words, const char **kind, const cha
 
 static int find_kind(const char *name, enum block_job_kind *kind)
 {
-        for (*kind = BLOCK_JOB_STREAM; *kind <= BLOCK_JOB_BACKUP; ++*kind)
+        for (*kind = BLOCK_JOB_STREAM; *kind <= BLOCK_JOB_RESIZE; ++*kind)
                 if (name && !strcmp(name, block_job_name(*kind)))
                         return 0;
         return -EINVAL;
@@ -66,10 +71,14 @@ static int check_words(const struct block_job_words *w, enum block_job_kind kind
                 wrong = w->follow ? "follow" : "resume";
         else if ((w->bitmap || w->backing) && kind != BLOCK_JOB_BACKUP)
                 wrong = w->bitmap ? "bitmap=" : "backing=";
-        else if ((w->existing || w->format) && !to_target)
-                wrong = w->existing ? "existing" : "format=";
+        else if ((w->existing || w->format || w->secret) && !to_target)
+                wrong = w->existing ? "existing" : w->format ? "format=" : "secret=";
+        else if (w->shrink && kind != BLOCK_JOB_RESIZE)
+                wrong = "shrink";
         if (wrong)
                 return err_set(err, -EINVAL, "%s is not for a %s", wrong, block_job_name(kind));
+        if (kind == BLOCK_JOB_RESIZE && !w->name)
+                return err_set(err, -EINVAL, "'resize SIZE': how large?");
         if (to_target && !w->name)
                 return err_set(err, -EINVAL, "'%s TARGET': where to?", block_job_name(kind));
         if (w->backing && (w->existing || !w->bitmap))
@@ -156,7 +165,7 @@ static int make_target(struct block_job_config *config, const struct block_job_w
 
 static int open_target(struct block_job_config *config, const struct block_job_words *w, bool *made, struct err *err)
 {
-        struct block_opening opening = { .loop = config->disk->loop, .path = w->name, .format = w->format, .flags = w->flags };
+        struct block_opening opening = { .loop = config->disk->loop, .path = w->name, .format = w->format, .flags = w->flags, .secret = w->secret };
         bool there = w->existing || w->resume || block_is_remote(w->name);
         int r = there ? 0 : make_target(config, w, &opening, err);
 
@@ -191,7 +200,10 @@ int block_job_start_words(struct block_job_config *config, const struct block_jo
         config->bitmap = w->bitmap;
         config->bytes_a_second = w->speed;
         config->base = config->target = NULL;
-        if (config->kind == BLOCK_JOB_STREAM || config->kind == BLOCK_JOB_COMMIT)
+        config->shrink = w->shrink;
+        if (config->kind == BLOCK_JOB_RESIZE)
+                r = size_parse(w->name, &config->size_bytes, err);
+        else if (config->kind == BLOCK_JOB_STREAM || config->kind == BLOCK_JOB_COMMIT)
                 r = take_base(config, w->name, &owned, err);
         else
                 r = *block_disk_job(config->disk) ? 0 : open_target(config, w, &made, err); /* else it is refused anyway */

@@ -531,7 +531,7 @@ static int set_up(struct checksum *c, struct block *child, struct block *side, s
 
 int block_checksum_new(struct block *child, const char *path, struct block **block, struct err *err)
 {
-        struct block *side, *b;
+        struct block *side = NULL, *b = NULL;
         int r;
 
         if (child->info.size_bytes > DISK_BYTES_MAX)

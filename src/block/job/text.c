@@ -158,7 +158,7 @@ static int make_target(struct block_job_config *config, const struct block_job_w
         /* The image that it lies on was made the same way, as a rule. */
         if (w->backing)
                 creation.backing_format = dot && block_driver_find(dot + 1) ? dot + 1 : "raw";
-        if (!block_is_remote(w->name) && faccessat(AT_FDCWD, w->name, F_OK, 0) == 0)
+        if (w->name && !block_is_remote(w->name) && faccessat(AT_FDCWD, w->name, F_OK, 0) == 0)
                 return err_set(err, -EEXIST, "disk %s is there already, and was left alone; `existing` writes to it", w->name);
         return block_create(opening, &creation, false, err);
 }
@@ -211,7 +211,7 @@ int block_job_start_words(struct block_job_config *config, const struct block_jo
                 r = block_job_start(config, job, err);
         if (r < 0) {
                 block_close(config->target);
-                if (made)
+                if (made && w->name)
                         (void)unlinkat(AT_FDCWD, w->name, 0);
                 config->target = NULL;
         }

@@ -35,8 +35,6 @@ extern const struct cli_command cli_disk_create, cli_disk_info, cli_disk_check, 
         cli_disk_commit, cli_disk_rebase, cli_disk_amend, cli_disk_measure,
         cli_disk_stream, cli_disk_mirror, cli_disk_backup,
         cli_disk_serve;
-extern const struct cli_command cli_image_pull, cli_image_push, cli_image_list, cli_image_show, cli_image_import, cli_image_export, cli_image_delete,
-        cli_image_prune;
 extern const struct cli_command cli_doctor;
 extern const struct cli_command cli_oci;
 extern const struct cli_command cli_help;
@@ -46,5 +44,12 @@ extern const struct cli_command cli_completion;
 /* The program with all commands. */
 extern const struct opt_program cli_program;
 
+/*
+ * A program may be started with its standard descriptors closed; the next file opened would then be taken for the console, or
+ * messages written into a disk. They are opened on nothing instead, each in the direction that fails.
+ */
+void cli_open_standard_descriptors(void);
+/* Parses what is behind the command's name, and runs it; the exit code. */
+int cli_run(const struct opt_program *program, const struct cli_command *command, int argc, char **argv);
 /* Flushes standard output; an error there (a full disk, a closed pipe) is told and becomes CLI_FAILED. */
 int cli_flush(void);

@@ -1,52 +1,12 @@
-/* `virta image`: templates that containers start from, fetched, imported, looked at and taken away, with no daemon. */
-#include <errno.h>
-#include <inttypes.h>
+/* virta-image, which is `virta image`: templates that containers start from, fetched, imported, looked at and taken away, with no daemon. */
+#include <signal.h>
 #include <stdio.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "cli/cli.h"
+#include "cli/image.h"
 #include "image/image.h"
-
-static const struct opt_note image_notes[] = {
-        { "virta image pull registry.example/debian:12", "fetch one" },
-        { "virta image import app.tar --name app:1", "take one out of a file of another tool" },
-        { "virta image list", "what is here" },
-        { "virta image export app:1 app.tar", "for another machine" },
-        { 0 },
-};
-
-static const struct opt_section image_sections[] = { { "Examples", NULL, image_notes }, { 0 } };
-
-const struct opt_command image_table = {
-        .name = "image",
-        .group = true,
-        .summary = "fetch, import, look at and give away images of containers",
-        .description = "Images are kept in /var/lib/virta/images, for others than root in ~/.local/share/virta/images. The folder is an OCI image layout, "
-                       "which other tools can read. Layers are stored once however many images have them.\n"
-                       "A name is [HOST/]NAME[:TAG][@DIGEST]. No host is built in: short names are looked for among the images that are here, "
-                       "and pulled from the hosts that /etc/virta/registries.json lists under \"short-names\". Credentials are those that other tools keep "
-                       "(auth.json, ~/.docker/config.json).",
-        .sections = image_sections,
-};
-
-/* Of all commands here; each uses some. */
-struct image_args {
-        const char *name, *other, *store, *platform, *path;
-        int format;
-        bool json, insecure, quiet, force;
-};
-
-#define IMAGE(field) offsetof(struct image_args, field)
-#define STORE_OPTION { "store", "DIRECTORY", "where images are kept", OPT_TEXT, IMAGE(store), .complete = OPT_COMPLETE_DIRECTORY }
-#define PLATFORM_OPTION                                                                                                                \
-        { "platform", "OS/ARCH[/VARIANT]", "the one to take where a name stands for several", OPT_TEXT, IMAGE(platform), \
-                          .fallback = "this machine's" }
-#define JSON_OPTION { "json", NULL, "print JSON", OPT_FLAG, IMAGE(json) }
-#define INSECURE_OPTION { "insecure", NULL, "also without TLS, or with a certificate that nobody vouches for", OPT_FLAG, IMAGE(insecure) }
-#define QUIET_OPTION { "quiet", NULL, "no progress", OPT_FLAG, IMAGE(quiet), .letter = 'q' }
 
 struct session {
         struct image_store *store;
@@ -120,18 +80,6 @@ static void end_progress(struct progress *p)
 
 /* ---- pull, push ---- */
 
-static const struct opt pull_options[] = { PLATFORM_OPTION, INSECURE_OPTION, QUIET_OPTION, STORE_OPTION, { 0 } };
-static const struct opt pull_operands[] = { { NULL, "NAME", "the image", OPT_TEXT, IMAGE(name), .required = true }, { 0 } };
-
-const struct opt_command image_pull_table = {
-        .name = "image pull",
-        .summary = "fetch an image from a registry",
-        .description = "Fetches what is not here yet, a few layers at once, compares every byte with its digest, and unpacks the layers. What was cut is "
-                       "gone on with the next time. Prints the name the image has here.",
-        .options = pull_options,
-        .operands = pull_operands,
-};
-
 static int unpack(struct session *session, const char *full, struct progress *progress, struct err *err)
 {
         struct layers_progress report = { show_progress, progress };
@@ -170,20 +118,6 @@ static int image_pull_run(void *args)
         return with_store(args, pull);
 }
 
-static const struct opt push_operands[] = {
-        { NULL, "NAME", "the image, as it is called here", OPT_TEXT, IMAGE(name), .required = true },
-        { NULL, "TO", "what it is to be called there: HOST/NAME[:TAG]; without it, its name", OPT_TEXT, IMAGE(other) },
-        { 0 },
-};
-
-const struct opt_command image_push_table = {
-        .name = "image push",
-        .summary = "give an image to a registry",
-        .description = "Sends the contents that the registry does not have, then the manifest that names them: a name there never stands for half an image.",
-        .options = pull_options,
-        .operands = push_operands,
-};
-
 static int push(struct session *session, struct err *err)
 {
         _cleanup_registry_config_ struct registry_config config = { 0 };
@@ -206,15 +140,6 @@ static int image_push_run(void *args)
 }
 
 /* ---- list ---- */
-
-static const struct opt list_options[] = { JSON_OPTION, STORE_OPTION, { 0 } };
-
-const struct opt_command image_list_table = {
-        .name = "image list",
-        .summary = "the images that are here",
-        .description = "One line an image: the first digits of its digest, what it takes as it is stored, when it was made, and its name.",
-        .options = list_options,
-};
 
 struct listing {
         struct session *session;
@@ -282,16 +207,6 @@ static int image_list_run(void *args)
 }
 
 /* ---- show ---- */
-
-static const struct opt show_options[] = { PLATFORM_OPTION, JSON_OPTION, STORE_OPTION, { 0 } };
-
-const struct opt_command image_show_table = {
-        .name = "image show",
-        .summary = "what an image is made of, and how it is run",
-        .description = "The name, digest, platform, layers and configuration of an image; with --json the configuration is as the image has it.",
-        .options = show_options,
-        .operands = pull_operands,
-};
 
 static void print_words(const char *what, const json_t *array)
 {
@@ -364,29 +279,6 @@ static int image_show_run(void *args)
 
 /* ---- import, export ---- */
 
-static const struct opt import_options[] = {
-        { "name", "NAME", "what it is to be called", OPT_TEXT, IMAGE(name), .fallback = "as the file says" },
-        { "format", "FORMAT", "of the file", OPT_CHOICE, IMAGE(format), .fallback = "what is found in it", .choices = image_format_names },
-        QUIET_OPTION,
-        STORE_OPTION,
-        { 0 },
-};
-
-static const struct opt import_operands[] = {
-        { NULL, "FILE", "an OCI layout (directory or tar), docker-archive, or a root file system (tar or directory)", OPT_TEXT, IMAGE(path), .required = true,
-          .complete = OPT_COMPLETE_FILE },
-        { 0 },
-};
-
-const struct opt_command image_import_table = {
-        .name = "image import",
-        .summary = "take an image out of a file or directory",
-        .description = "Takes what `docker save`, `podman save` or `skopeo copy` wrote, plain or compressed, or a root file system, which becomes an image of "
-                       "one layer. Prints the name the image has here.",
-        .options = import_options,
-        .operands = import_operands,
-};
-
 static void import_prepare(void *args)
 {
         ((struct image_args *)args)->format = -1;
@@ -411,29 +303,6 @@ static int image_import_run(void *args)
         return with_store(args, import_image);
 }
 
-static const char *const export_formats[] = { "oci-archive", "docker-archive", NULL };
-
-static const struct opt export_options[] = {
-        { "format", "FORMAT", "of the file", OPT_CHOICE, IMAGE(format), .fallback = "oci-archive", .choices = export_formats },
-        PLATFORM_OPTION,
-        STORE_OPTION,
-        { 0 },
-};
-
-static const struct opt export_operands[] = {
-        { NULL, "NAME", "the image", OPT_TEXT, IMAGE(name), .required = true },
-        { NULL, "FILE", "to be made; it must not be there", OPT_TEXT, IMAGE(path), .required = true, .complete = OPT_COMPLETE_FILE },
-        { 0 },
-};
-
-const struct opt_command image_export_table = {
-        .name = "image export",
-        .summary = "put an image into a file",
-        .description = "The same image gives the same bytes each time.",
-        .options = export_options,
-        .operands = export_operands,
-};
-
 static int export_image(struct session *session, struct err *err)
 {
         _cleanup_image_ struct image image = { 0 };
@@ -448,16 +317,6 @@ static int image_export_run(void *args)
 }
 
 /* ---- delete, prune, verify ---- */
-
-static const struct opt store_options[] = { STORE_OPTION, { 0 } };
-
-const struct opt_command image_delete_table = {
-        .name = "image delete",
-        .summary = "take an image away",
-        .description = "Takes the name away, and what no other image and no container needs. While others use the images that stays until `virta image prune`.",
-        .options = store_options,
-        .operands = pull_operands,
-};
 
 static int collect(struct session *session, bool tell, struct err *err)
 {
@@ -489,13 +348,6 @@ static int image_delete_run(void *args)
         return with_store(args, delete_image);
 }
 
-const struct opt_command image_prune_table = {
-        .name = "image prune",
-        .summary = "take away what no image and no container needs",
-        .description = "Also what was fetched in part. Prints what it was.",
-        .options = store_options,
-};
-
 static int prune(struct session *session, struct err *err)
 {
         return collect(session, true, err);
@@ -506,15 +358,41 @@ static int image_prune_run(void *args)
         return with_store(args, prune);
 }
 
-#define CLI_IMAGE(verb, args_prepare) \
-        const struct cli_command cli_image_##verb = { .table = &image_##verb##_table, .args_size = sizeof(struct image_args), \
-                                                       .run = image_##verb##_run, .prepare = args_prepare }
+/* ---- the program ---- */
 
-CLI_IMAGE(pull, NULL);
-CLI_IMAGE(push, NULL);
-CLI_IMAGE(list, NULL);
-CLI_IMAGE(show, NULL);
-CLI_IMAGE(import, import_prepare);
-CLI_IMAGE(export, NULL);
-CLI_IMAGE(delete, NULL);
-CLI_IMAGE(prune, NULL);
+#define COMMAND(verb) { .table = &image_##verb##_table, .args_size = sizeof(struct image_args), .run = image_##verb##_run }
+
+static const struct cli_command commands[] = {
+        COMMAND(pull), COMMAND(push), COMMAND(list), COMMAND(show), COMMAND(export), COMMAND(delete), COMMAND(prune),
+        { .table = &image_import_table, .args_size = sizeof(struct image_args), .run = image_import_run, .prepare = import_prepare },
+};
+
+static const struct opt_command *const image_tables[] = {
+        &image_table, &image_pull_table, &image_push_table, &image_list_table, &image_show_table, &image_import_table, &image_export_table,
+        &image_delete_table, &image_prune_table, NULL,
+};
+
+static const struct opt_program program = {
+        .name = "virta",
+        .summary = "images of containers",
+        .version = VIRTA_VERSION,
+        .description = "Does what `virta image` asks for.",
+        .commands = image_tables,
+};
+
+/* The words are those of virta: `virta-image image pull NAME`. */
+int main(int argc, char **argv)
+{
+        const struct opt_command *table;
+        int words;
+
+        cli_open_standard_descriptors();
+        signal(SIGPIPE, SIG_IGN);
+        log_init("virta", LOG_INFO);
+        table = opt_find(&program, argc - 1, argv + 1, &words);
+        for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+                if (table == commands[i].table)
+                        return cli_run(&program, &commands[i], argc - 1 - words, argv + 1 + words);
+        opt_help(&program, table, stderr);
+        return CLI_USAGE;
+}

@@ -1,6 +1,6 @@
 /* Finds the command that argv[1] names, parses its options, runs it. */
 #include <errno.h>
-#include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 
 #include "base/log.h"
@@ -13,29 +13,8 @@ static const struct cli_command *const commands[] = {
         &cli_disk_resize, &cli_disk_snapshot, &cli_disk_bitmap, &cli_disk_commit, &cli_disk_rebase, &cli_disk_amend, &cli_disk_measure,
         &cli_disk_stream, &cli_disk_mirror, &cli_disk_backup,
         &cli_disk_serve,
-        &cli_image_pull, &cli_image_push, &cli_image_list, &cli_image_show, &cli_image_import, &cli_image_export, &cli_image_delete, &cli_image_prune,
         &cli_doctor, &cli_oci, &cli_help, &cli_version, &cli_completion,
 };
-
-/*
- * A program may be started with its standard descriptors closed; the next file opened would then be taken for the console, or
- * messages written into a disk. They are opened on nothing instead, each in the direction that fails.
- */
-static void open_standard_descriptors(void)
-{
-        for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
-                if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_RDONLY : O_WRONLY) != fd)
-                        _exit(CLI_FAILED);
-        }
-}
-
-int cli_flush(void)
-{
-        if (fflush(stdout) == 0 && !ferror(stdout))
-                return CLI_OK;
-        log_error("cannot write to standard output: %s", strerror(errno));
-        return CLI_FAILED;
-}
 
 /* ctx: the group whose commands it may be; NULL: any. */
 static const char *command_name(const void *ctx, size_t i)
@@ -58,34 +37,6 @@ static int unknown_command(const char *name, const struct opt_command *group)
         return CLI_USAGE;
 }
 
-static int run_command(const struct cli_command *command, int argc, char **argv)
-{
-        void *args = calloc(1, MAX(command->args_size, (size_t)1));
-        struct err err = ERR_INIT;
-        int status, r;
-
-        if (!args) {
-                log_error("out of memory");
-                return CLI_FAILED;
-        }
-        if (command->prepare)
-                command->prepare(args);
-        r = opt_parse(command->table, argc, argv, args, &err);
-        if (r == OPT_HELP) {
-                opt_help(&cli_program, command->table, stdout);
-                status = cli_flush();
-        } else if (r < 0) {
-                log_error("%s", err.text);
-                status = r == -ENOMEM ? CLI_FAILED : CLI_USAGE;
-        } else {
-                status = command->run(args);
-        }
-        if (command->finish)
-                command->finish(args);
-        free(args);
-        return status;
-}
-
 /* Its name alone, or with --help. */
 static int run_group(const struct opt_command *group, int argc, char **argv)
 {
@@ -104,6 +55,24 @@ static const struct cli_command *command_of(const struct opt_command *table)
         return commands[i];
 }
 
+/*
+ * The commands of images are another executable's, in this one's folder: what they link (libcurl, libarchive) would be paid for by each start
+ * of all the others.
+ */
+static int run_beside(const char *program, char **argv)
+{
+        char path[PATH_MAX];
+        ssize_t length = readlink("/proc/self/exe", path, sizeof(path) - 1);
+        char *slash = length < 0 ? NULL : memrchr(path, '/', (size_t)length);
+
+        if (slash && (size_t)(slash + 1 - path) + strlen(program) < sizeof(path)) {
+                strcpy(slash + 1, program);
+                execv(path, argv);
+        }
+        log_error("cannot run '%s', which does this: %s", slash ? path : program, strerror(errno));
+        return CLI_FAILED;
+}
+
 /* The network process of a machine: this program again, with fewer rights. What goes wrong is told over its socket. */
 static int serve_net(void)
 {
@@ -118,7 +87,7 @@ int main(int argc, char **argv)
         const char *name;
         int words;
 
-        open_standard_descriptors();
+        cli_open_standard_descriptors();
         signal(SIGPIPE, SIG_IGN); /* a reader that left is an error to be told, not the end of a guest */
         log_init("virta", LOG_INFO);
         if (argc < 2) {
@@ -137,5 +106,7 @@ int main(int argc, char **argv)
                 return unknown_command(name, NULL);
         if (table->group)
                 return run_group(table, argc - 2, argv + 2);
-        return run_command(command_of(table), argc - 1 - words, argv + 1 + words);
+        if (opt_in_group(table, &image_table))
+                return run_beside("virta-image", argv);
+        return cli_run(&cli_program, command_of(table), argc - 1 - words, argv + 1 + words);
 }

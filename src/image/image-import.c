@@ -22,7 +22,7 @@
 #define ENTRIES_MAX 4000000u
 #define LINKS_MAX 8
 
-const char *const image_format_names[] = { "oci-dir", "oci-archive", "docker-archive", "tar", "dir", NULL };
+static const char *const image_format_names[] = IMAGE_FORMAT_NAMES;
 
 /* ---- archives ---- */
 

@@ -45,7 +45,8 @@ enum image_format {
         IMAGE_DIRECTORY,      /* a root file system */
 };
 
-extern const char *const image_format_names[]; /* NULL-terminated, in their order */
+/* In their order. */
+#define IMAGE_FORMAT_NAMES { "oci-dir", "oci-archive", "docker-archive", "tar", "dir", NULL }
 
 /* format -1: what it is, is seen. name empty: the one in the file. full: what it is called in the store then. */
 int image_import(struct image_store *store, const char *path, int format, const char *name, char *full, struct err *err) _must_check_;

@@ -366,7 +366,7 @@ int store_find(const struct image_store *store, const struct image_name *name, s
 static int change_index(struct image_store *store, const char *name, json_t *entry, struct err *err)
 {
         _cleanup_close_ int lock = openat(store->fd, "index.lock", O_RDWR | O_CLOEXEC);
-        _cleanup_json_ json_t *owned = entry;
+        _cleanup_json_ _unused_ json_t *owned = entry;
         _cleanup_json_ json_t *json = NULL;
         _cleanup_free_ char *text = NULL;
         json_t *manifests, *old;

@@ -17,7 +17,8 @@ struct cursor {
 
 static inline struct cursor cursor_from(const void *bytes, size_t size_bytes)
 {
-        return (struct cursor){ .at = bytes, .end = (const uint8_t *)bytes + size_bytes };
+        /* Nothing may have no address. */
+        return (struct cursor){ .at = bytes, .end = size_bytes ? (const uint8_t *)bytes + size_bytes : bytes };
 }
 
 static inline size_t cursor_left(const struct cursor *in)

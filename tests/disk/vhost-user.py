@@ -206,7 +206,7 @@ def lies():
 
 def kills(rounds=12):
     """Requests in flight when the back end is killed come back from its successor, all of them, once each."""
-    server = serve("--filter", "throttle:requests=40")
+    server = serve("--filter", "throttle:requests=10")
     front, (ring,) = machine()
     again = 0
     for n in range(rounds):
@@ -219,7 +219,7 @@ def kills(rounds=12):
         server.communicate()
         done = (ring.used_index() - ring.used) & 0xffff
         again += done < 5
-        server = serve(*(("--filter", "throttle:requests=40") if n < rounds - 1 else ()))
+        server = serve(*(("--filter", "throttle:requests=10") if n < rounds - 1 else ()))
         front.connect(path)
         front.negotiate()
         front.share()
